@@ -1,0 +1,91 @@
+"""Who is asking, and what they may see and do. Every view, command and stream starts from a :class:`Principal`.
+
+Everybody sees and acts on their own objects. Members of a common Django group are a team: they see each other's
+objects, and act on them with the permission ``connections.operate_managedauthconnection`` (given to the group, as a rule).
+Superusers see and do everything. A key may do what its owner may. A session token (hosted page) is bound
+to one connection and one flow, and nothing else exists for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+
+from connections.models import OPERATE, ApiKey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Principal:
+    """``audiences``: keys of the owners whose objects are visible; None: all. ``name`` is what logs and pages show.
+
+    ``key`` names the caller for quotas and idempotency: ``user:1``, ``key:7``, ``page:flow_…``.
+    """
+
+    key: str
+    name: str
+    user_id: int | None
+    audiences: frozenset[int] | None
+    operates: frozenset[int] | None
+    api_key: ApiKey | None = None
+    connection_id: str | None = None
+    flow_id: str | None = None
+
+    # What DRF expects of ``request.user``.
+    is_authenticated = True
+    is_active = True
+
+    @property
+    def pk(self) -> int | None:
+        return self.user_id
+
+    @property
+    def is_page(self) -> bool:
+        """Whether this is the session token of a hosted page."""
+        return self.flow_id is not None
+
+    def may_operate(self, owner_id: int) -> bool:
+        return self.operates is None or owner_id in self.operates
+
+
+def of_user(user: Any, *, api_key: ApiKey | None = None, actor: str | None = None) -> Principal:
+    """The principal of a signed-in user, or of a key that belongs to one."""
+    key = f"key:{api_key.pk}" if api_key else f"user:{user.pk}"
+    name = actor or (f'API key "{api_key.name}"' if api_key else user.get_username())
+    if user.is_superuser:
+        return Principal(
+            key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key
+        )
+    team = frozenset(
+        get_user_model().objects.filter(groups__in=user.groups.all()).values_list("pk", flat=True)
+    ) | {user.pk}
+    operates = team if user.has_perm(OPERATE) else frozenset({user.pk})
+    return Principal(
+        key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key
+    )
+
+
+def of_page(*, owner_id: int, connection_id: str, flow_id: str) -> Principal:
+    """The principal of a hosted page: one flow of one connection."""
+    owners = frozenset({owner_id})
+    return Principal(
+        key=f"page:{flow_id}",
+        name="hosted page",
+        user_id=None,
+        audiences=owners,
+        operates=owners,
+        connection_id=connection_id,
+        flow_id=flow_id,
+    )
+
+
+def of_system(name: str) -> Principal:
+    """The server itself: commands run by whoever may run them on this machine, sweeps, workers."""
+    return Principal(key=f"system:{name}", name=name, user_id=None, audiences=None, operates=None)
+
+
+def of_request_user(user: AbstractBaseUser | AnonymousUser) -> Principal | None:
+    """The principal of a session, or None when nobody is signed in."""
+    return of_user(user) if user.is_authenticated else None

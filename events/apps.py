@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.module_loading import autodiscover_modules
+
+
+class EventsConfig(AppConfig):
+    name = "events"
+    verbose_name = "Event log"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        # receivers.py needs the models, which exist only now.
+        autodiscover_modules("receivers")

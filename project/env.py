@@ -1,0 +1,207 @@
+"""Every knob of the environment, read once and checked here. A wrong value stops the start and names the knob.
+
+The table in README.md lists the same knobs; ``tests/project/test_env.py`` compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from cryptography.fernet import Fernet
+from environs import Env, EnvError
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+class WrongSetting(SystemExit):
+    """A knob has a value that cannot work. Ends the program with its name and a reason."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"switchboard: {name}: {why}")
+        self.name = name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """The checked values. Durations are in seconds, sizes in bytes."""
+
+    debug: bool
+    host: str
+    port: int
+    data_dir: Path
+    base_url: str
+    allowed_hosts: list[str]
+    trusted_proxies: list[str]
+    database: dict[str, object]
+    redis_url: str
+    cors_origins: list[str]
+    return_urls: list[str]
+    frame_ancestors: list[str]
+    allow_private_targets: bool
+    secret_key: str
+    encryption_keys: list[str]
+    flow_seconds: int
+    input_seconds: int
+    lease_seconds: int
+    task_attempts: int
+    stream_max_seconds: int
+    stream_limit: int
+    stream_process_limit: int
+    heartbeat_seconds: int
+    poll_seconds: float
+    event_retention_days: int
+    max_body_bytes: int
+    connection_quota: int
+    log_level: str
+
+
+def _secret_file(path: Path, make: bytes) -> str:
+    """The content of a file that only its owner may read; made when it is not there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(handle, "wb") as file:
+        file.write(make + b"\n")
+    return make.decode()
+
+
+def _origin(name: str, value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
+        raise WrongSetting(name, f"{value!r} is not an origin such as https://app.example.com")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise WrongSetting(name, f"{value:g} is not between {low:g} and {high:g}")
+
+
+def read(environ: dict[str, str] | None = None) -> Knobs:
+    """Read the environment (or ``environ``).
+
+    :raises WrongSetting: for the first knob with a value that cannot work.
+    """
+    saved = None
+    if environ is not None:
+        saved = dict(os.environ)
+        os.environ.clear()
+        os.environ.update(environ)
+    try:
+        return _read(Env())
+    except EnvError as error:
+        name = str(error).split('"')[1] if '"' in str(error) else "environment"
+        raise WrongSetting(name, str(error)) from error
+    finally:
+        if saved is not None:
+            os.environ.clear()
+            os.environ.update(saved)
+
+
+def _read(env: Env) -> Knobs:
+    debug = env.bool("DEBUG", False)
+    host = env.str("HOST", "127.0.0.1")
+    port = env.int("PORT", 8000)
+    _between("PORT", port, 1, 65535)
+    data_dir = Path(env.str("DATA_DIR", str(BASE_DIR / "var"))).expanduser().absolute()
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise WrongSetting("DATA_DIR", f"{data_dir} cannot be made: {error.strerror}") from error
+    if not os.access(data_dir, os.W_OK | os.X_OK):
+        raise WrongSetting("DATA_DIR", f"{data_dir} cannot be written to")
+
+    database_url = env.str("DATABASE_URL", "") or f"sqlite:///{data_dir / 'switchboard.sqlite3'}"
+    try:
+        database = dict(dj_database_url.parse(database_url))
+    except (ValueError, KeyError) as error:
+        raise WrongSetting("DATABASE_URL", "use postgres://user:password@host/name or sqlite:///path") from error
+    if "sqlite" not in str(database["ENGINE"]) and "postgresql" not in str(database["ENGINE"]):
+        raise WrongSetting("DATABASE_URL", "only PostgreSQL and SQLite are supported")
+
+    redis_url = env.str("REDIS_URL", "")
+    if redis_url and urlsplit(redis_url).scheme not in ("redis", "rediss", "unix"):
+        raise WrongSetting("REDIS_URL", "use redis://host:port/0")
+
+    shown_host = f"[{host}]" if ":" in host else host
+    base_url = env.str("BASE_URL", "").rstrip("/") or f"http://{shown_host}:{port}"
+    if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).netloc:
+        raise WrongSetting("BASE_URL", f"{base_url!r} is not a URL such as https://switchboard.example.com")
+    allowed_hosts = env.list("ALLOWED_HOSTS", [])
+    if not allowed_hosts:
+        named = urlsplit(base_url).hostname or host
+        allowed_hosts = sorted({"localhost", "127.0.0.1", "[::1]", host, f"[{named}]" if ":" in named else named})
+    trusted_proxies = env.list("TRUSTED_PROXIES", [])
+    for proxy in trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise WrongSetting("TRUSTED_PROXIES", f"{proxy!r} is not an address or network") from error
+
+    encryption_keys = env.list("ENCRYPTION_KEYS", [])
+    if not encryption_keys:
+        encryption_keys = _secret_file(data_dir / "encryption.key", Fernet.generate_key()).split()
+    for key in encryption_keys:
+        try:
+            Fernet(key)
+        except ValueError as error:
+            raise WrongSetting("ENCRYPTION_KEYS", "each must be a Fernet key (32 bytes, url-safe base64)") from error
+    secret_key = env.str("SECRET_KEY", "") or _secret_file(
+        data_dir / "secret.key", secrets.token_urlsafe(50).encode()
+    )
+    if len(secret_key) < 32:
+        raise WrongSetting("SECRET_KEY", "must have at least 32 characters")
+
+    knobs = Knobs(
+        debug=debug,
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        base_url=base_url,
+        allowed_hosts=allowed_hosts,
+        trusted_proxies=trusted_proxies,
+        database=database,
+        redis_url=redis_url,
+        cors_origins=[_origin("CORS_ORIGINS", value) for value in env.list("CORS_ORIGINS", [])],
+        return_urls=[_origin("RETURN_URLS", value) for value in env.list("RETURN_URLS", [])],
+        frame_ancestors=[_origin("FRAME_ANCESTORS", value) for value in env.list("FRAME_ANCESTORS", [])],
+        allow_private_targets=env.bool("ALLOW_PRIVATE_TARGETS", False),
+        secret_key=secret_key,
+        encryption_keys=encryption_keys,
+        flow_seconds=env.int("FLOW_SECONDS", 1200),
+        input_seconds=env.int("INPUT_SECONDS", 600),
+        lease_seconds=env.int("LEASE_SECONDS", 30),
+        task_attempts=env.int("TASK_ATTEMPTS", 3),
+        stream_max_seconds=env.int("STREAM_MAX_SECONDS", 3600),
+        stream_limit=env.int("STREAM_LIMIT", 20),
+        stream_process_limit=env.int("STREAM_PROCESS_LIMIT", 10_000),
+        heartbeat_seconds=env.int("HEARTBEAT_SECONDS", 15),
+        poll_seconds=env.float("POLL_SECONDS", 1.0 if redis_url else 0.05),
+        event_retention_days=env.int("EVENT_RETENTION_DAYS", 30),
+        max_body_bytes=env.int("MAX_BODY_BYTES", 262_144),
+        connection_quota=env.int("CONNECTION_QUOTA", 1000),
+        log_level=env.str("LOG_LEVEL", "INFO").upper(),
+    )
+    _between("FLOW_SECONDS", knobs.flow_seconds, 1, 86_400)
+    _between("INPUT_SECONDS", knobs.input_seconds, 1, 86_400)
+    _between("LEASE_SECONDS", knobs.lease_seconds, 1, 3600)
+    _between("TASK_ATTEMPTS", knobs.task_attempts, 1, 100)
+    _between("STREAM_MAX_SECONDS", knobs.stream_max_seconds, 1, 86_400)
+    _between("STREAM_LIMIT", knobs.stream_limit, 1, 100_000)
+    _between("STREAM_PROCESS_LIMIT", knobs.stream_process_limit, 1, 1_000_000)
+    _between("HEARTBEAT_SECONDS", knobs.heartbeat_seconds, 1, 15)
+    _between("POLL_SECONDS", knobs.poll_seconds, 0.01, 1)
+    _between("EVENT_RETENTION_DAYS", knobs.event_retention_days, 1, 3650)
+    _between("MAX_BODY_BYTES", knobs.max_body_bytes, 1024, 100_000_000)
+    _between("CONNECTION_QUOTA", knobs.connection_quota, 1, 10_000_000)
+    if knobs.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise WrongSetting("LOG_LEVEL", f"{knobs.log_level!r} is not DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return knobs
