@@ -89,3 +89,36 @@ def of_system(name: str) -> Principal:
 def of_request_user(user: AbstractBaseUser | AnonymousUser) -> Principal | None:
     """The principal of a session, or None when nobody is signed in."""
     return of_user(user) if user.is_authenticated else None
+
+
+class NotFound(Exception):
+    """There is no such object for this caller: foreign and unknown ids look alike."""
+
+
+class Forbidden(Exception):
+    """The caller may look at the object and no more."""
+
+
+def visible(principal: Principal, queryset: Any, pk: str) -> Any:
+    """The row, if the caller may see it. A page's token sees its own connection alone.
+
+    :raises NotFound: otherwise.
+    """
+    rows = queryset if principal.audiences is None else queryset.filter(owner_id__in=principal.audiences)
+    if principal.is_page and principal.connection_id != pk:
+        raise NotFound(pk)
+    row = rows.filter(pk=pk).first()
+    if row is None:
+        raise NotFound(pk)
+    return row
+
+
+def operable(principal: Principal, queryset: Any, pk: str) -> Any:
+    """As :func:`visible`, for somebody who wants to change it.
+
+    :raises Forbidden: when the caller may only look.
+    """
+    row = visible(principal, queryset, pk)
+    if not principal.may_operate(row.owner_id):
+        raise Forbidden(pk)
+    return row

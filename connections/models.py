@@ -394,9 +394,9 @@ class Task(Owned):
     )
     title = models.CharField(max_length=200)
     connection = models.ForeignKey(
-        ManagedAuthConnection, null=True, blank=True, on_delete=models.CASCADE, related_name="tasks"
+        ManagedAuthConnection, null=True, blank=True, on_delete=models.SET_NULL, related_name="tasks"
     )
-    flow = models.OneToOneField(LoginFlow, null=True, blank=True, on_delete=models.CASCADE, related_name="task")
+    flow = models.OneToOneField(LoginFlow, null=True, blank=True, on_delete=models.SET_NULL, related_name="task")
     run_after = models.DateTimeField()
     attempts = models.PositiveSmallIntegerField(default=0, help_text="how often a worker took it")
     leased_by = models.CharField(max_length=80, blank=True)

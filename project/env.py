@@ -44,8 +44,8 @@ class Knobs:
     return_urls: list[str]
     frame_ancestors: list[str]
     allow_private_targets: bool
-    secret_key: str
-    encryption_keys: list[str]
+    secret_key: str = dataclasses.field(repr=False)
+    encryption_keys: list[str] = dataclasses.field(repr=False)
     flow_seconds: int
     input_seconds: int
     lease_seconds: int
@@ -59,6 +59,7 @@ class Knobs:
     max_body_bytes: int
     connection_quota: int
     log_level: str
+    admin_password: str = dataclasses.field(repr=False)
 
 
 def _secret_file(path: Path, make: bytes) -> str:
@@ -189,6 +190,7 @@ def _read(env: Env) -> Knobs:
         max_body_bytes=env.int("MAX_BODY_BYTES", 262_144),
         connection_quota=env.int("CONNECTION_QUOTA", 1000),
         log_level=env.str("LOG_LEVEL", "INFO").upper(),
+        admin_password=env.str("ADMIN_PASSWORD", ""),
     )
     _between("FLOW_SECONDS", knobs.flow_seconds, 1, 86_400)
     _between("INPUT_SECONDS", knobs.input_seconds, 1, 86_400)

@@ -1,0 +1,268 @@
+"""Topic, permission and snapshot of each stream. How a stream runs is in ``events/consumers.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
+
+from channels.db import database_sync_to_async
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.contrib.sessions.backends.db import SessionStore
+from django.http import HttpRequest, parse_cookie
+from django.utils import timezone
+
+from connections import fragments, handoff, hosted, payloads, transitions
+from connections.access import NotFound, Principal, of_request_user, visible
+from connections.authentication import principal_of_bearer
+from connections.errors import ApiError
+from connections.models import LoginFlow, ManagedAuthConnection
+from connections.states import FLOW_END
+from events import sse
+from events.consumers import EventStreamConsumer, Grant, Refused, now_text
+from events.envelope import Envelope, Interest, parse_topics, topic_of
+
+MAX_CURSOR = 2**63 - 1
+
+
+def headers_of(scope: Any) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def query_of(scope: Any) -> dict[str, str]:
+    """The last value of every parameter."""
+    parsed = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return {name: values[-1] for name, values in parsed.items()}
+
+
+def session_principal(headers: dict[str, str]) -> Principal | None:
+    """The user of the session cookie, checked as Django's middleware checks it (password changes end sessions)."""
+    key = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
+    if not key:
+        return None
+    request = HttpRequest()
+    request.session = SessionStore(key)
+    return of_request_user(get_user(request))
+
+
+def caller(scope: Any, *, now: dt.datetime) -> Principal:
+    """Who opens a stream: a Bearer token, or the session of the same origin.
+
+    :raises Refused: 401, 410 or 429, with the code of the contract.
+    """
+    headers = headers_of(scope)
+    try:
+        if "authorization" in headers:
+            address = scope["client"][0] if scope.get("client") else ""
+            return principal_of_bearer(headers["authorization"], now=now, address=address)
+    except ApiError as error:
+        raise Refused(error.status, error.code, error.message, headers=error.headers) from error
+    principal = session_principal(headers)
+    if principal is None:
+        raise Refused(401, "unauthorized", "Sign in, or send an API key.", headers={"WWW-Authenticate": "Bearer"})
+    return principal
+
+
+def cursor_of(scope: Any, parameter: str) -> int | None:
+    """The cursor to go on from: ``Last-Event-ID`` wins over the parameter; empty means none.
+
+    :raises Refused: 400 when it is no number.
+    """
+    raw = headers_of(scope).get("last-event-id") or query_of(scope).get(parameter) or ""
+    if not raw:
+        return None
+    if not raw.isascii() or not raw.isdigit() or int(raw) > MAX_CURSOR:
+        raise Refused(400, "invalid_cursor", "A cursor is the id of an event: a whole number, not negative.")
+    return int(raw)
+
+
+def topics_of(scope: Any) -> frozenset[str] | None:
+    try:
+        return parse_topics(query_of(scope).get("topics", ""))
+    except ValueError as error:
+        raise Refused(400, "invalid_topics", str(error)) from error
+
+
+class EventsConsumer(EventStreamConsumer):
+    """``GET /api/events``: everything that the caller may see (spec/streams.md, section 1)."""
+
+    KNOWN: ClassVar[frozenset[str]] = frozenset({"topics", "after", "cid", "page"})
+
+    @database_sync_to_async
+    def authorise(self) -> Grant:
+        principal = caller(self.scope, now=timezone.now())
+        if principal.is_page:
+            raise Refused(401, "unauthorized", "The token of a hosted page does not open this stream.")
+        unknown = sorted(set(query_of(self.scope)) - self.KNOWN)
+        if unknown:
+            raise Refused(400, "invalid_parameter", f"Unknown parameter {unknown[0][:60]!r}.")
+        interest = Interest(topics=topics_of(self.scope), audiences=principal.audiences)
+        return Grant(principal=principal.key, interest=interest, after=cursor_of(self.scope, "after"))
+
+    async def opening(self, grant: Grant) -> list[bytes]:
+        query = query_of(self.scope)
+        if "cid" not in query:
+            return []
+        # Client records are not kept yet: a client that brings an id is told so, and given one for this stream.
+        data = {
+            "connection_id": f"conn-{id(self):x}-{time.monotonic_ns():x}",
+            "epoch": 1,
+            "cid_accepted": False,
+            "reason": "not_kept",
+            "resumed": False,
+            "server_time": now_text(),
+            "heartbeat_seconds": settings.HEARTBEAT_SECONDS,
+        }
+        return [sse.frame("welcome", data)]
+
+
+class ConnectionEventsConsumer(EventStreamConsumer):
+    """``GET /auth/connections/{id}/events``: the stream that Kernel's clients read (wire contract, section 3).
+
+    No ``id:``, no ``retry:``, no comment and no control frame: each of these stops a released client.
+    """
+
+    control_frames = False
+    extra_headers = ((b"X-SSE-Content-Type", b"application/json"),)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._version = 0
+
+    @property
+    def connection_id(self) -> str:
+        return self.scope["url_route"]["kwargs"]["connection_id"]
+
+    def cors_headers(self) -> list[tuple[bytes, bytes]]:
+        origin = headers_of(self.scope).get("origin", "")
+        if origin not in settings.CORS_ALLOWED_ORIGINS:
+            return [(b"Vary", b"Origin")]
+        return [(b"Vary", b"Origin"), (b"Access-Control-Allow-Origin", origin.encode())]
+
+    @database_sync_to_async
+    def authorise(self) -> Grant:
+        now = timezone.now()
+        by_cookie = False
+        token = parse_cookie(headers_of(self.scope).get("cookie", "")).get(handoff.STREAM_COOKIE)
+        if token and "authorization" not in headers_of(self.scope):
+            principal = self._page_principal(token, now)
+            by_cookie = True
+        else:
+            principal = caller(self.scope, now=now)
+        try:
+            row = visible(principal, ManagedAuthConnection.objects.all(), self.connection_id)
+        except NotFound:
+            raise Refused(404, "not_found", "There is no such connection.") from None
+        transitions.expire_if_due(connection_id=row.id, now=now)
+        interest = Interest(
+            topics=frozenset({topic_of("connection", row.id)}), audiences=frozenset({row.owner_id})
+        )
+        return Grant(principal=principal.key, interest=interest, state=(principal.flow_id, by_cookie))
+
+    def _page_principal(self, token: str, now: dt.datetime) -> Principal:
+        try:
+            return handoff.principal_of_token(token, now=now)
+        except handoff.TokenExpired as error:
+            raise Refused(401, "session_expired", str(error)) from error
+        except handoff.TokenOver as error:
+            raise Refused(410, "flow_over", str(error)) from error
+
+    async def opening(self, grant: Grant) -> list[bytes]:
+        state = await self._present_state(grant.state[0])
+        return [] if state is None else [await self._frame(state, state.pop("at"), None, grant)]
+
+    @database_sync_to_async
+    def _present_state(self, flow_id: str | None) -> dict[str, Any] | None:
+        flows = LoginFlow.objects.filter(connection_id=self.connection_id).order_by("-number")
+        flow = flows.filter(pk=flow_id).first() if flow_id else flows.first()
+        return None if flow is None else payloads.flow_state(flow) | {"at": payloads.timestamp(flow.updated_at)}
+
+    async def encode(self, batch: list[Envelope], grant: Grant) -> bytes:
+        frames = []
+        for envelope in batch:
+            data = dict(envelope.data)
+            wrong_flow = grant.state[0] is not None and data.get("flow_id") != grant.state[0]
+            if envelope.name == "connection.deleted":
+                self.finished = True
+            if envelope.name != "flow.state" or wrong_flow or data["version"] <= self._version:
+                continue
+            for name in ("id", "connection_id"):
+                data.pop(name)
+            frames.append(await self._frame(data, data.pop("at"), envelope, grant))
+            if self.finished:
+                break
+        return b"".join(frames)
+
+    async def _frame(
+        self, state: dict[str, Any], at: str, envelope: Envelope | None, grant: Grant
+    ) -> bytes:
+        self._version = state["version"]
+        self.finished = state["flow_status"] in FLOW_END
+        body = {"event": "managed_auth_state", "timestamp": at, **state}
+        if grant.state[1]:
+            body["html"] = await _shared(envelope, "card", hosted.card_html, state["flow_id"])
+        return sse.frame("managed_auth_state", body)
+
+    def heartbeat(self) -> bytes:
+        return sse.frame("sse_heartbeat", {"event": "sse_heartbeat", "timestamp": now_text()})
+
+
+async def _shared(envelope: Envelope | None, key: str, render: Any, argument: Any) -> Any:
+    """Rendered once per event and process, whoever asks first; the others wait for the same result."""
+    work = database_sync_to_async(render)
+    if envelope is None:
+        return await work(argument)
+    task = envelope.cache.get(key)
+    if task is None:
+        task = envelope.cache[key] = asyncio.ensure_future(work(argument))
+    # A stream that leaves while it waits must not take the result away from the others.
+    return await asyncio.shield(task)
+
+
+class LiveConsumer(EventStreamConsumer):
+    """``GET /live``: the one stream of all dashboard pages. HTML in unnamed messages, numbers in named ones."""
+
+    COUNTS_EVERY = 1.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._counted_at = 0.0
+
+    @database_sync_to_async
+    def authorise(self) -> Grant:
+        headers = headers_of(self.scope)
+        principal = session_principal(headers)
+        if principal is None:
+            raise Refused(401, "unauthorized", "Sign in to see the dashboard.")
+        interest = Interest(topics=topics_of(self.scope), audiences=principal.audiences)
+        after = cursor_of(self.scope, "since")
+        return Grant(principal=principal.key, interest=interest, after=after, state=principal)
+
+    async def opening(self, grant: Grant) -> list[bytes]:
+        data = {"server_time": now_text(), "heartbeat_seconds": settings.HEARTBEAT_SECONDS}
+        return [sse.frame("welcome", data), await self._counts(grant)]
+
+    async def encode(self, batch: list[Envelope], grant: Grant) -> bytes:
+        # Fragments show the newest state, so of each object only the last event of the batch is worth drawing.
+        last = {envelope.topic: envelope for envelope in batch}
+        frames = []
+        for envelope in batch:
+            if envelope.name == "connection.created":
+                data = {"kind": "connection", "id": envelope.data["id"], "status": envelope.data["status"]}
+                frames.append(sse.frame("appeared", data))
+            if last[envelope.topic] is envelope:
+                html = await _shared(envelope, "live", fragments.live_message, envelope)
+                if html:
+                    frames.append(sse.text_frame(None, html, id=envelope.id))
+        if time.monotonic() - self._counted_at >= self.COUNTS_EVERY or any(
+            envelope.name == "flow.state" for envelope in batch
+        ):
+            frames.append(await self._counts(grant))
+        return b"".join(frames)
+
+    async def _counts(self, grant: Grant) -> bytes:
+        self._counted_at = time.monotonic()
+        return sse.frame("counts", await database_sync_to_async(fragments.counts)(grant.state))

@@ -1,0 +1,569 @@
+"""The parts of a page that change live: one picture of a connection, and the HTML that pages include and the stream sends.
+
+A part is rendered by the same template for the page and for the stream. In the stream it is the same for every viewer: no CSRF token,
+no per-user button; who may only look is told so by the element around it (class ``read-only``). Every part carries ``data-rev``,
+the version of its object, so that the browser never replaces a newer picture by an older one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
+from django.template.loader import render_to_string
+
+from connections.access import Principal
+from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections.payloads import hosted_url
+from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
+from events.envelope import Envelope
+from events.models import Event
+
+Json = dict[str, Any]
+
+#: Steps in which a person is needed.
+WAITING_STEPS = (FlowStep.AWAITING_INPUT, FlowStep.AWAITING_EXTERNAL_ACTION, FlowStep.AWAITING_HUMAN_INTERVENTION)
+WORKING_STEPS = (FlowStep.DISCOVERING, FlowStep.SUBMITTING)
+
+TIMELINE_EVENTS = 60
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """A state as shape + word + colour, never colour alone (design/dashboard.md, section 2)."""
+
+    shape: str
+    tone: str
+    word: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """One field of a question as an ``<input>``."""
+
+    html_id: str
+    name: str
+    label: str
+    type: str
+    autocomplete: str
+    inputmode: str
+    placeholder: str
+    hint: str
+    required: bool
+    rejected: bool
+    is_code: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """One choice of a question as a button."""
+
+    id: str
+    label: str
+    note: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What every part shows of a connection: templates only print it."""
+
+    connection: ManagedAuthConnection
+    flow: LoginFlow | None
+    chip: Chip
+    since: dt.datetime
+    deadline: dt.datetime | None
+    inputs: list[Input]
+    options: list[Option]
+    sso: list[Option]
+    #: The sentence under the state.
+    sentence: str
+    #: What the site itself said.
+    website_error: str
+    needs_attention: bool
+
+    @property
+    def id(self) -> str:
+        return self.connection.id
+
+    @property
+    def rev(self) -> int:
+        return self.connection.version
+
+    @property
+    def running(self) -> bool:
+        return self.flow is not None and not self.flow.is_over
+
+    @property
+    def waiting(self) -> bool:
+        return self.flow is not None and self.flow.step in WAITING_STEPS
+
+    @property
+    def asks(self) -> bool:
+        return bool(self.flow and self.flow.interaction_id)
+
+    @property
+    def ended_badly(self) -> bool:
+        return self.flow is not None and self.flow.status in (FlowStatus.FAILED, FlowStatus.EXPIRED)
+
+    @property
+    def busy(self) -> bool:
+        return self.flow is not None and self.flow.step in WORKING_STEPS
+
+    @property
+    def signed_in(self) -> bool:
+        return bool(self.connection.status == ConnectionStatus.AUTHENTICATED)
+
+    @property
+    def hosted_url(self) -> str:
+        return hosted_url(self.connection.id)
+
+
+# ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def asked_for(fields: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, Any]]) -> str:
+    """What a question wants, in words: ``user name and password``, ``code``, ``choice``."""
+    words = {"identifier": "user name", "password": "password", "code": "code", "totp_code": "code"}
+    found: list[str] = []
+    for field in fields:
+        word = words.get(field.get("type", ""), "") or str(field.get("label") or "an answer").lower()
+        if word not in found:
+            found.append(word)
+    if found:
+        return _and(found[:3])
+    return "choice" if choices else "answer"
+
+
+def chip_of_flow(status: str, step: str, *, wants: str, reason: str = "", who: str = "") -> Chip:
+    """The chip of a login flow, from the words of the one vocabulary."""
+    if status == FlowStatus.SUCCESS:
+        return Chip(shape="✔", tone="done", word="Done")
+    if status == FlowStatus.FAILED:
+        return Chip(shape="✖", tone="failed", word=f"Failed: {reason}" if reason else "Failed")
+    if status == FlowStatus.EXPIRED:
+        return Chip(shape="⧖", tone="idle", word="Expired")
+    if status == FlowStatus.CANCELED:
+        return Chip(shape="–", tone="idle", word=f"Cancelled by {who}" if who else "Cancelled")
+    if step == FlowStep.AWAITING_INPUT:
+        return Chip(shape="◆", tone="waiting", word=f"Waiting for you: {wants}")
+    if step == FlowStep.AWAITING_EXTERNAL_ACTION:
+        return Chip(shape="◇", tone="external", word="Approve on your phone")
+    if step == FlowStep.AWAITING_HUMAN_INTERVENTION:
+        return Chip(shape="◆", tone="waiting", word="Waiting for you: act in the browser")
+    if step == FlowStep.SUBMITTING:
+        return Chip(shape="◌", tone="working", word="Sending…")
+    return Chip(shape="●", tone="working", word="Working")
+
+
+_SHORT_REASON = {
+    "credentials_invalid": "wrong user name or password",
+    "totp_code_rejected": "the code was rejected",
+    "login_form_not_found": "no login form found",
+    "domain_not_allowed": "the site leads elsewhere",
+    "network_error": "the site cannot be reached",
+    "captcha_blocked": "a CAPTCHA is in the way",
+    "bot_detected": "the site refuses automated logins",
+    "unsupported_auth_method": "unsupported way of signing in",
+    "max_attempts_reached": "too many attempts",
+    "stuck_in_loop": "the site asks in circles",
+    "internal_error": "internal error",
+    "website_error": "the site reported an error",
+    "session_expired": "the session ended",
+}
+
+
+def _reason(code: str) -> str:
+    return _SHORT_REASON.get(code, code.replace("_", " "))
+
+
+def _chip(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Chip:
+    if flow is None:
+        if connection.status == ConnectionStatus.AUTHENTICATED:
+            return Chip(shape="✔", tone="done", word="Signed in")
+        return Chip(shape="○", tone="idle", word="Not signed in yet")
+    if flow.status == FlowStatus.SUCCESS:
+        if connection.status == ConnectionStatus.AUTHENTICATED:
+            return Chip(shape="✔", tone="done", word="Done: signed in")
+        return Chip(shape="○", tone="idle", word="Signed out since")
+    return chip_of_flow(
+        flow.status,
+        flow.step,
+        wants=asked_for(flow.fields, flow.choices),
+        reason=_reason(flow.error_code) if flow.error_code else "",
+        who=flow.ended_by,
+    )
+
+
+def _sentence(connection: ManagedAuthConnection, flow: LoginFlow | None) -> str:
+    if flow is None:
+        return "No login was started yet."
+    if flow.status == FlowStatus.SUCCESS:
+        if connection.status == ConnectionStatus.AUTHENTICATED:
+            return "The profile is signed in to the site."
+        return "The last login worked, but the profile is not signed in any more."
+    if flow.status == FlowStatus.CANCELED:
+        return flow.end_reason or "The login was cancelled."
+    if flow.is_over:
+        return flow.error_message or flow.get_status_display()
+    if flow.step == FlowStep.AWAITING_EXTERNAL_ACTION:
+        return flow.external_action_message or "Approve the sign-in on your phone."
+    if flow.step == FlowStep.AWAITING_HUMAN_INTERVENTION:
+        return "Somebody has to act in the browser itself."
+    if flow.step == FlowStep.AWAITING_INPUT:
+        return ""
+    if flow.step == FlowStep.SUBMITTING:
+        return "The answer is on its way. The site is checking it."
+    return "Opening the login page of the site. This usually takes a few seconds."
+
+
+# ── Questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_INPUT = {
+    # type: (type of the input, autocomplete, inputmode). Identifiers are text: type=email would refuse a user name.
+    "identifier": ("text", "username", ""),
+    "password": ("password", "current-password", ""),
+    "code": ("text", "one-time-code", "numeric"),
+    "totp_code": ("text", "one-time-code", "numeric"),
+    "totp_secret": ("password", "off", ""),
+    "text": ("text", "off", ""),
+}
+
+
+def _input(flow: LoginFlow, field: Json) -> Input:
+    kind, autocomplete, inputmode = _INPUT.get(field["type"], _INPUT["text"])
+    return Input(
+        html_id=f"field-{flow.connection_id}-{flow.interaction_id}-{field['id']}",
+        name=f"field.{field['id']}",
+        label=field["label"],
+        type=kind,
+        autocomplete=autocomplete,
+        inputmode=field.get("input_mode") or inputmode,
+        placeholder=field.get("placeholder") or "",
+        hint=field.get("hint") or "",
+        required=bool(field.get("required", True)),
+        rejected=field.get("reason") == "rejected",
+        is_code=field["type"] in ("code", "totp_code"),
+    )
+
+
+def _is_another_way(choice: Json) -> bool:
+    return choice["type"] == "other" or choice.get("mfa_type") in ("switch", "other")
+
+
+def _option(choice: Json) -> Option:
+    notes = [choice.get("masked_destination"), choice.get("context"), choice.get("description")]
+    return Option(id=choice["id"], label=choice["label"], note=" · ".join(note for note in notes if note))
+
+
+def picture(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Picture:
+    """What the parts show. ``flow`` is the latest one of the connection."""
+    asking = flow if flow is not None and flow.interaction_id else None
+    choices = sorted(asking.choices, key=_is_another_way) if asking else []
+    return Picture(
+        connection=connection,
+        flow=flow,
+        chip=_chip(connection, flow),
+        since=flow.step_entered_at if flow else connection.created_at,
+        deadline=flow.deadline() if flow else None,
+        inputs=[_input(asking, field) for field in asking.fields] if asking else [],
+        options=[_option(choice) for choice in choices if choice["type"] != "sso_provider"],
+        sso=[_option(choice) for choice in choices if choice["type"] == "sso_provider"],
+        sentence=_sentence(connection, flow),
+        website_error=flow.website_error if flow else "",
+        needs_attention=flow is not None and _needs_attention(flow),
+    )
+
+
+# ── Which connections ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _needs_attention(flow: LoginFlow) -> bool:
+    if flow.status == FlowStatus.IN_PROGRESS:
+        return flow.step in WAITING_STEPS
+    return flow.status in (FlowStatus.FAILED, FlowStatus.EXPIRED) and flow.acknowledged_at is None
+
+
+def connections_of(principal: Principal) -> QuerySet[Any]:
+    """What the caller may see, each with ``flow_pk``, ``flow_status`` and ``flow_step`` of its latest flow."""
+    latest = LoginFlow.objects.filter(connection=OuterRef("pk")).order_by("-number")
+    return (
+        ManagedAuthConnection.objects.visible_to(principal)
+        .select_related("profile", "credential", "owner")
+        .annotate(
+            flow_pk=Subquery(latest.values("pk")[:1]),
+            flow_status=Subquery(latest.values("status")[:1]),
+            flow_step=Subquery(latest.values("step")[:1]),
+        )
+    )
+
+
+def pictures(rows: Iterable[Any]) -> list[Picture]:
+    """Pictures of rows of :func:`connections_of`, in the same order, with one query for all flows."""
+    found = list(rows)
+    flows = LoginFlow.objects.in_bulk([row.flow_pk for row in found if row.flow_pk])
+    for row in found:
+        if row.flow_pk in flows:
+            flows[row.flow_pk].connection = row
+    return [picture(row, flows.get(row.flow_pk)) for row in found]
+
+
+def _latest_flows(principal: Principal) -> QuerySet[LoginFlow]:
+    newer = LoginFlow.objects.filter(connection=OuterRef("connection"), number__gt=OuterRef("number"))
+    rows = LoginFlow.objects.filter(~Exists(newer))
+    if principal.audiences is not None:
+        rows = rows.filter(connection__owner_id__in=principal.audiences)
+    return rows
+
+
+def attention(principal: Principal, *, keep: Sequence[str] = (), limit: int = 50) -> list[Picture]:
+    """What needs somebody: the oldest deadline first, then approvals elsewhere, then failures, newest first.
+
+    ``keep``: ids that the caller shows already; they stay at the end when they need nobody any more, so that
+    nothing disappears under a reader's fingers.
+    """
+    open_ends = Q(status__in=(FlowStatus.FAILED, FlowStatus.EXPIRED), acknowledged_at=None)
+    wanted = Q(status=FlowStatus.IN_PROGRESS, step__in=WAITING_STEPS) | open_ends
+    rows = _latest_flows(principal).filter(wanted).values_list("connection_id", flat=True)
+    found = pictures(connections_of(principal).filter(pk__in=[*rows[:500], *keep]))
+
+    def order(item: Picture) -> tuple[int, float]:
+        if not item.needs_attention:
+            return (9, -item.since.timestamp())
+        if item.deadline is None:
+            return (3, -item.since.timestamp())
+        external = item.flow is not None and item.flow.step == FlowStep.AWAITING_EXTERNAL_ACTION
+        return (2 if external else 1, item.deadline.timestamp())
+
+    return sorted(found, key=order)[:limit]
+
+
+def counts(principal: Principal) -> dict[str, int]:
+    """The numbers in the navigation: logins that wait for a person, that work, and that failed (latest flows)."""
+    rows = _latest_flows(principal)
+    running = rows.filter(status=FlowStatus.IN_PROGRESS)
+    return {
+        "waiting": running.filter(step__in=WAITING_STEPS).count(),
+        "running": running.filter(step__in=WORKING_STEPS).count(),
+        "failed": rows.filter(status=FlowStatus.FAILED).count(),
+    }
+
+
+# ── The log in words ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One event in words. ``took``: seconds since the entry before it, where that means something."""
+
+    id: int
+    name: str
+    at: dt.datetime
+    chip: Chip
+    text: str
+    actor: str
+    href: str
+    label: str
+    took: int | None = None
+
+
+_TASK_CHIP = {
+    TaskStatus.QUEUED: Chip(shape="○", tone="idle", word="Queued"),
+    TaskStatus.RUNNING: Chip(shape="●", tone="working", word="Working"),
+    TaskStatus.WAITING_FOR_INPUT: Chip(shape="◆", tone="waiting", word="Waiting for you"),
+    TaskStatus.COMPLETED: Chip(shape="✔", tone="done", word="Done"),
+    TaskStatus.FAILED: Chip(shape="✖", tone="failed", word="Failed"),
+    TaskStatus.KILLED: Chip(shape="–", tone="idle", word="Cancelled"),
+}
+
+
+def task_chip(status: str) -> Chip:
+    return _TASK_CHIP[TaskStatus(status)]
+
+
+def _told_flow(data: Mapping[str, Any], actor: str, first: bool | None) -> tuple[Chip, str]:
+    status, step = data.get("flow_status", ""), data.get("flow_step", "")
+    wants = asked_for(data.get("fields") or [], data.get("choices") or [])
+    chip = chip_of_flow(status, step, wants=wants)
+    if status == FlowStatus.SUCCESS:
+        return chip, "signed in"
+    if status == FlowStatus.FAILED:
+        return chip, f"failed: {data.get('error_message') or _reason(str(data.get('error_code', '')))}"
+    if status == FlowStatus.EXPIRED:
+        return chip, f"expired: {data.get('error_message') or 'its time is over'}"
+    if status == FlowStatus.CANCELED:
+        reason = data.get("error_message")
+        return chip, f"cancelled by {actor}{f': {reason}' if reason else ''}"
+    if step == FlowStep.AWAITING_INPUT:
+        rejected = data.get("website_error")
+        return chip, f"asks for {wants}" + (f" (the site says: {rejected})" if rejected else "")
+    if step == FlowStep.AWAITING_EXTERNAL_ACTION:
+        return chip, str(data.get("external_action_message") or "waits for an approval elsewhere")
+    if step == FlowStep.AWAITING_HUMAN_INTERVENTION:
+        return chip, "waits for somebody in the browser"
+    if step == FlowStep.SUBMITTING:
+        return chip, f"answer sent by {actor} (values are not kept in the log)"
+    kind = "re-authentication" if data.get("flow_type") == FlowType.REAUTH else "login"
+    if first is None:
+        return chip, f"{kind} begins"
+    return chip, f"{kind} started by {actor}" if first else "opening the login page again"
+
+
+def entry(event: Event, *, labels: Mapping[str, str], first: bool | None = None, took: int | None = None) -> Entry:
+    """One event in words. ``labels``: names of objects by topic. ``first``: whether it began its flow, where known."""
+    kind, _, object_id = event.topic.partition(":")
+    data, actor = event.data, event.actor or "system"
+    plain = Chip(shape="·", tone="idle", word=event.name)
+    text = event.name
+    if event.name == "flow.state":
+        plain, text = _told_flow(data, actor, first)
+    elif event.name.startswith("task."):
+        status = data.get("status", "")
+        plain = task_chip(status) if status in TaskStatus.values else plain
+        words = {"task.created": "queued", "task.updated": "changed", "task.deleted": "deleted"}
+        text = words.get(event.name) or str(plain.word).lower()
+        if data.get("error"):
+            text += f": {data['error']}"
+    elif event.name == "connection.status":
+        signed_in = data.get("status") == ConnectionStatus.AUTHENTICATED
+        plain = Chip(
+            shape="✔" if signed_in else "○",
+            tone="done" if signed_in else "idle",
+            word="Signed in" if signed_in else "Signed out",
+        )
+        text = "the profile is signed in" if signed_in else "the profile is signed out"
+    elif event.name.startswith("connection."):
+        text = {"created": "connection created", "updated": "changed", "deleted": "connection deleted"}[
+            event.name.partition(".")[2]
+        ]
+    href = f"/connections/{object_id}" if kind == "connection" and event.topic in labels else ""
+    label = labels.get(event.topic) or _named(event) or event.topic
+    return Entry(
+        id=event.id,
+        name=event.name,
+        at=event.at,
+        chip=plain,
+        text=text,
+        actor=actor,
+        href=href,
+        label=label,
+        took=took,
+    )
+
+
+def _named(event: Event) -> str:
+    """The name that an event carries itself, for objects that are gone."""
+    if "domain" in event.data and "profile_name" in event.data:
+        return f"{event.data['domain']} / {event.data['profile_name']}"
+    return str(event.data.get("title", ""))
+
+
+def labels_of(events: Iterable[Event]) -> dict[str, str]:
+    """The names of the objects of these events, by topic, as far as they still exist."""
+    topics = {event.topic for event in events}
+    ids = {kind: [t.partition(":")[2] for t in topics if t.startswith(f"{kind}:")] for kind in ("connection", "task")}
+    found = ManagedAuthConnection.objects.filter(pk__in=ids["connection"]).select_related("profile")
+    names = {f"connection:{row.id}": str(row) for row in found}
+    names |= {f"task:{pk}": title for pk, title in Task.objects.filter(pk__in=ids["task"]).values_list("pk", "title")}
+    return names
+
+
+def entries(events: Sequence[Event]) -> list[Entry]:
+    labels = labels_of(events)
+    return [entry(event, labels=labels) for event in events]
+
+
+def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[Entry]:
+    """What happened in the latest attempt, oldest first; of a connection without one, what happened to it at all."""
+    rows = Event.objects.filter(topic=f"connection:{connection.id}")
+    if flow is not None:
+        rows = rows.filter(at__gte=flow.started_at)
+    events = list(rows.order_by("-id")[:TIMELINE_EVENTS])[::-1]
+    labels = {f"connection:{connection.id}": str(connection)}
+    told: list[Entry] = []
+    seen_flow = False
+    for event in events:
+        took = round((event.at - told[-1].at).total_seconds()) if told else None
+        told.append(entry(event, labels=labels, first=not seen_flow, took=took))
+        seen_flow = seen_flow or event.name == "flow.state"
+    return told
+
+
+# ── The stream ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _partial(target: str, html: str, swap: str = "outerMorph") -> str:
+    # No white space around the element: a morph would add it to the page as text, once per message.
+    return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">{html.strip()}</hx-partial>'
+
+
+def connection_parts(item: Picture) -> str:
+    """Every part that shows this connection, wherever it is on a page. Parts that are not there are ignored."""
+    context = {"item": item}
+    return "".join(
+        (
+            _partial(f"row-{item.id}", render_to_string("dashboard/parts/row.html", context)),
+            _partial(f"state-{item.id}", render_to_string("dashboard/parts/state.html", context)),
+            _partial(f"attn-{item.id}", render_to_string("dashboard/parts/attention_item.html", context)),
+            _partial(
+                f"timeline-{item.id}",
+                render_to_string(
+                    "dashboard/parts/timeline.html",
+                    {"item": item, "entries": timeline(item.connection, item.flow)},
+                ),
+            ),
+        )
+    )
+
+
+def present(connection_id: str) -> Picture | None:
+    """The picture of this connection as it is now; None when it is gone."""
+    row = (
+        ManagedAuthConnection.objects.filter(pk=connection_id)
+        .select_related("profile", "credential", "owner")
+        .first()
+    )
+    if row is None:
+        return None
+    flow = row.latest_flow()
+    if flow is not None:
+        flow.connection = row
+    return picture(row, flow)
+
+
+def gone(connection_id: str, *, rev: int) -> str:
+    """The parts of a connection that was deleted."""
+    context = {"id": connection_id, "rev": rev}
+    return "".join(
+        (
+            _partial(f"row-{connection_id}", render_to_string("dashboard/parts/row_gone.html", context)),
+            _partial(f"state-{connection_id}", render_to_string("dashboard/parts/state_gone.html", context)),
+            _partial(f"attn-{connection_id}", render_to_string("dashboard/parts/attention_gone.html", context)),
+        )
+    )
+
+
+def live_message(envelope: Envelope) -> str | None:
+    """The HTML of one unnamed message of ``GET /live``: the present picture of what the event is about.
+
+    The same for every viewer; rendered once per event and process. None: no page shows anything of it.
+    """
+    kind, _, object_id = envelope.topic.partition(":")
+    if kind == "connection":
+        item = present(object_id)
+        if item is None:
+            return gone(object_id, rev=int(envelope.data.get("version", 0)) + 1)
+        return connection_parts(item)
+    if kind == "task":
+        task = Task.objects.filter(pk=object_id).select_related("connection__profile", "owner").first()
+        if task is None:
+            return None
+        html = render_to_string("dashboard/parts/task_row.html", {"task": task, "chip": task_chip(task.status)})
+        return _partial(f"task-{task.id}", html)
+    return None

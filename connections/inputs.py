@@ -1,0 +1,621 @@
+"""What may come in: JSON read strictly, closed schemas, strict types. Nothing is coerced, nothing unknown is dropped.
+
+An error names the key that is wrong and never repeats a value, because a value may be a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from typing import IO, Any, NoReturn
+from urllib.parse import parse_qs, urlsplit
+
+from django.conf import settings
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import JSONParser
+from rest_framework.request import Request
+
+from connections.errors import ApiError, Detail, flatten, invalid_request, too_large
+
+Json = dict[str, Any]
+
+MAX_DEPTH = 32
+MAX_ECHOED = 16_384
+MAX_KEYS = 100
+MAX_NAME = 255
+MAX_OFFSET = 1_000_000_000
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+
+_INTEGER = re.compile(r"-?[0-9]{1,30}", re.ASCII)
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+# ── JSON ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _invalid_json(why: str) -> ApiError:
+    return ApiError(400, "invalid_json", why)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_body(stream: IO[bytes] | Any) -> bytes:
+    """The body, however it is framed.
+
+    :raises ApiError: 413 when it is longer than ``settings.MAX_BODY_BYTES``. Chunked bodies name no length, so it is counted here.
+    """
+    limit = settings.MAX_BODY_BYTES
+    raw: bytes = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise too_large(limit)
+    return raw
+
+
+def decode(raw: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, no NaN, bounded depth, and no text that a database cannot keep.
+
+    :raises ApiError: 400 ``invalid_json``.
+    """
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+    except RecursionError:
+        raise _invalid_json("The body is nested too deeply.") from None
+    except ValueError:
+        # The decoder's own message may quote the body. UnicodeDecodeError is a ValueError too.
+        raise _invalid_json("The body is not valid JSON.") from None
+    _check_storable(value)
+    return value
+
+
+def _check_storable(value: Any) -> None:
+    """Refuse NUL, lone surrogates, infinite numbers and deep nesting. Iterative: the depth is not trusted yet."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                deeper += item
+            elif isinstance(item, str) and not storable(item):
+                raise _invalid_json("Text may contain neither NUL characters nor half a surrogate pair.")
+            elif isinstance(item, float) and item in (float("inf"), float("-inf")):
+                raise _invalid_json("A number is too large.")
+        if not deeper:
+            return
+        level = deeper
+    raise _invalid_json(f"The body is nested more than {MAX_DEPTH} levels deep.")
+
+
+def storable(text: str) -> bool:
+    """Whether a text can be kept: PostgreSQL has no NUL, and UTF-8 no lone surrogates."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type header says JSON."""
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+class StrictJSONParser(JSONParser):
+    """DRF's parser of request bodies, with the strictness of :func:`decode`."""
+
+    def parse(
+        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        return decode(read_body(stream))
+
+
+class AlwaysJSON(BaseContentNegotiation):
+    """Whatever ``Accept`` says, the first renderer answers: an SDK that asks for ``*/*`` or a file must not get 406."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        return next((parser for parser in parsers if is_json(request.content_type or "")), None)
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
+        return renderers[0], renderers[0].media_type
+
+
+# ── Query parameters ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A piece of a list. ``limit`` is 1 to 100."""
+
+    limit: int
+    offset: int
+
+
+def page_of(query: Mapping[str, str]) -> Page:
+    """``limit`` is clamped and never refused; ``offset`` has to be one.
+
+    :raises ApiError: 400 for what is no whole number, or a negative offset.
+    """
+    limit = _integer(query, "limit", DEFAULT_LIMIT)
+    offset = _integer(query, "offset", 0)
+    if not 0 <= offset <= MAX_OFFSET:
+        raise invalid_request(
+            [{"code": "invalid", "message": f"offset: It must be between 0 and {MAX_OFFSET}."}]
+        )
+    return Page(limit=min(max(limit, 1), MAX_LIMIT), offset=offset)
+
+
+def _integer(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name)
+    if text is None or text == "":
+        return default
+    if not _INTEGER.fullmatch(text):
+        raise invalid_request([{"code": "invalid", "message": f"{name}: A whole number is required."}])
+    return int(text)
+
+
+def text_of(query: Mapping[str, str], name: str) -> str:
+    """A parameter to search for; absent is empty.
+
+    :raises ApiError: 400 when it cannot be searched for at all.
+    """
+    text = query.get(name, "")
+    if not storable(text) or len(text) > 2000:
+        raise invalid_request([{"code": "invalid", "message": f"{name}: This cannot be searched for."}])
+    return text
+
+
+# ── Hosts, URLs, secrets ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def normal_host(text: str) -> str:
+    """``Example.COM:8000`` → ``example.com:8000``; names of other scripts become their IDNA form.
+
+    :raises ValueError: with a sentence, when it is no host name with an optional port.
+    """
+    refused = ValueError("Use a host name such as example.com, with an optional port and nothing else.")
+    if not text or _CONTROL.search(text) or re.search(r"[\s/?#@\\%]", text):
+        raise refused
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise refused from None
+    if port == 0 or text.endswith(":"):
+        raise refused
+    if text.startswith("["):
+        shown = f"[{ipaddress.IPv6Address(host).compressed}]" if _is_ipv6(host) else ""
+    else:
+        shown = _ascii_host(host.rstrip("."))
+    if not shown or len(shown) > 253:
+        raise refused
+    return f"{shown}:{port}" if port is not None else shown
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return "%" not in host
+
+
+def _ascii_host(host: str) -> str:
+    """The host in ASCII; empty when it is none."""
+    try:
+        ascii_host = host.encode("idna").decode().lower() if not host.isascii() else host.lower()
+    except UnicodeError:
+        return ""
+    labels = ascii_host.split(".")
+    if not all(_LABEL.fullmatch(label) for label in labels):
+        return ""
+    if labels[-1].isdigit():
+        try:
+            ipaddress.IPv4Address(ascii_host)
+        except ValueError:
+            return ""
+    return ascii_host
+
+
+def normal_root(text: str) -> str:
+    """An entry of ``allowed_domains``: as :func:`normal_host`, without leading ``*.`` and ``www.`` labels.
+
+    :raises ValueError: with a sentence.
+    """
+    host = text.strip().lower()
+    while host.startswith(("*.", "www.")) and "." in host.partition(".")[2]:
+        host = host.partition(".")[2]
+    return normal_host(host)
+
+
+def normal_url(text: str) -> str:
+    """An absolute http(s) URL.
+
+    :raises ValueError: with a sentence.
+    """
+    refused = ValueError("Use an absolute http or https URL, without a user name or password.")
+    if _CONTROL.search(text) or re.search(r"[\s\\]", text):
+        raise refused
+    try:
+        parts = urlsplit(text)
+        usable = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        raise refused from None
+    if not usable or "@" in parts.netloc:
+        raise refused
+    try:
+        normal_host(parts.netloc)
+    except ValueError:
+        raise refused from None
+    return text
+
+
+ALGORITHMS = ("SHA1", "SHA256", "SHA512")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class TotpInput:
+    """A secret as it was given. What is None was not said."""
+
+    secret: str
+    algorithm: str | None = None
+    digits: int | None = None
+    period: int | None = None
+    from_uri: bool = False
+
+
+def parse_totp(text: str) -> TotpInput:
+    """A base32 secret of 16 to 128 characters, or an ``otpauth://totp/…`` URI with one.
+
+    Spaces, dashes, lower case and padding are what sites show to people, and are dropped.
+
+    :raises ValueError: with a sentence that does not repeat the secret.
+    """
+    if text.lower().startswith("otpauth:"):
+        return _parse_otpauth(text)
+    return TotpInput(secret=_base32(text))
+
+
+def _base32(text: str) -> str:
+    secret = re.sub(r"[\s-]", "", text).upper().rstrip("=")
+    refused = ValueError("Use a base32 secret of 16 to 128 characters, or an otpauth://totp/ URI.")
+    if not 16 <= len(secret) <= 128 or not re.fullmatch(r"[A-Z2-7]+", secret, re.ASCII):
+        raise refused
+    try:
+        base64.b32decode(secret + "=" * (-len(secret) % 8))
+    except binascii.Error:
+        raise refused from None
+    return secret
+
+
+def _parse_otpauth(text: str) -> TotpInput:
+    try:
+        parts = urlsplit(text)
+        query = {name.lower(): values[-1] for name, values in parse_qs(parts.query).items()}
+    except ValueError:
+        raise ValueError("This otpauth URI cannot be read.") from None
+    if parts.netloc.lower() != "totp":
+        raise ValueError("Only otpauth://totp/ URIs are supported.")
+    if "secret" not in query:
+        raise ValueError("This otpauth URI has no secret.")
+    algorithm = query["algorithm"].upper().replace("-", "") if "algorithm" in query else None
+    if algorithm is not None and algorithm not in ALGORITHMS:
+        raise ValueError("The algorithm of this otpauth URI is not SHA1, SHA256 or SHA512.")
+    return TotpInput(
+        secret=_base32(query["secret"]),
+        algorithm=algorithm,
+        digits=_uri_number(query, "digits", 6, 10),
+        period=_uri_number(query, "period", 1, 3600),
+        from_uri=True,
+    )
+
+
+def _uri_number(query: Mapping[str, str], name: str, low: int, high: int) -> int | None:
+    if name not in query:
+        return None
+    if not re.fullmatch(r"[0-9]{1,4}", query[name], re.ASCII) or not low <= int(query[name]) <= high:
+        raise ValueError(f"The {name} of this otpauth URI must be between {low} and {high}.")
+    return int(query[name])
+
+
+# ── Strict fields ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Text(serializers.CharField):
+    """A string that is a string, kept as it came."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("trim_whitespace", False)
+        super().__init__(**kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class Name(Text):
+    """A name that people read and that stands in an address: 1 to 255 characters on one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=MAX_NAME, trim_whitespace=True, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if _CONTROL.search(text):
+            raise serializers.ValidationError("It may not contain control characters.")
+        return text
+
+
+class Flag(serializers.BooleanField):
+    """true or false, and not "yes", 1 or null."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if data is not True and data is not False:
+            self.fail("invalid")
+        return bool(data)
+
+
+class Whole(serializers.IntegerField):
+    """An integer: neither "5" nor 5.0 nor true."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if type(data) is not int:
+            self.fail("invalid")
+        return data
+
+
+class OneOf(serializers.ChoiceField):
+    """One of a few strings."""
+
+    default_error_messages = {"invalid_choice": "This is not one of the possible values."}
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid_choice", input="")
+        return str(super().to_internal_value(data))
+
+
+class Host(Text):
+    """A host name with an optional port."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=MAX_NAME, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return normal_host(super().to_internal_value(data))
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
+
+
+class HostRoot(Text):
+    """An entry of ``allowed_domains``."""
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return normal_root(super().to_internal_value(data))
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
+
+
+class HostRoots(serializers.ListField):
+    """``allowed_domains``: each once, in the order given."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(child=HostRoot(max_length=MAX_NAME), max_length=MAX_KEYS, **kwargs)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        return list(dict.fromkeys(super().to_internal_value(data)))
+
+
+class Url(Text):
+    """An http(s) URL, or empty for none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=2000, allow_blank=True, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        try:
+            return normal_url(text) if text else ""
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
+
+
+class Echoed(serializers.DictField):
+    """An object that is stored and echoed, of bounded size."""
+
+    def to_internal_value(self, data: Any) -> Json:
+        value: Json = super().to_internal_value(data)
+        if len(json.dumps(value)) > MAX_ECHOED:
+            raise serializers.ValidationError(f"It may have at most {MAX_ECHOED} characters as JSON.")
+        return value
+
+
+class Values(serializers.DictField):
+    """Names and secret values, all of them strings."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(child=Text(allow_blank=True, max_length=10_000), **kwargs)
+
+    def to_internal_value(self, data: Any) -> dict[str, str]:
+        if isinstance(data, dict):
+            if len(data) > MAX_KEYS:
+                raise serializers.ValidationError(f"It may have at most {MAX_KEYS} entries.")
+            if any(not key or len(key) > MAX_NAME for key in data):
+                raise serializers.ValidationError(f"Each key must have 1 to {MAX_NAME} characters.")
+        values: dict[str, str] = super().to_internal_value(data)
+        return values
+
+
+class TotpSecret(Text):
+    """A TOTP secret or an otpauth URI; it comes out as a :class:`TotpInput`, or None for the empty string."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        text = super().to_internal_value(data)
+        if not text:
+            return None
+        try:
+            return parse_totp(text)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
+
+
+# ── Schemas ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Closed(serializers.Serializer[Any]):
+    """A schema that knows all its keys: another one is an error, not ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            unknown = [key for key in data if key not in self.fields]
+            if unknown:
+                raise serializers.ValidationError(
+                    {key[:80]: [ErrorDetail("This key is not known.", code="unknown_key")] for key in unknown[:MAX_KEYS]}
+                )
+        return super().to_internal_value(data)
+
+
+class CredentialReference(Closed):
+    """``{name}``, ``{provider, path}`` or ``{provider, auto: true}``."""
+
+    name = Name(required=False)
+    provider = Name(required=False)
+    path = Text(required=False, max_length=1000)
+    auto = Flag(required=False)
+
+    def validate(self, attrs: Json) -> Json:
+        given = set(attrs)
+        if given == {"name"} or given == {"provider", "path"}:
+            return attrs
+        if given == {"provider", "auto"} and attrs["auto"]:
+            return attrs
+        raise serializers.ValidationError("Use {name}, {provider, path} or {provider, auto: true}.")
+
+
+class ConnectionUpdate(Closed):
+    """What PATCH may change; only the keys sent change. null detaches what is optional."""
+
+    login_url = Url(required=False)
+    allowed_domains = HostRoots(required=False)
+    credential = CredentialReference(required=False, allow_null=True)
+    save_credentials = Flag(required=False)
+    record_session = Flag(required=False)
+    health_checks = Flag(required=False)
+    auto_reauth = Flag(required=False)
+    health_check_interval = Whole(required=False, min_value=300, max_value=86_400)
+    browser = Echoed(required=False, allow_null=True)
+    proxy = Echoed(required=False, allow_null=True)
+    browser_telemetry = Echoed(required=False, allow_null=True)
+
+
+class ConnectionCreate(ConnectionUpdate):
+    """What makes a connection. The profile is made when it does not exist."""
+
+    domain = Host()
+    profile_name = Name()
+
+
+class Login(Closed):
+    """Overrides for one login. They are accepted for the sake of Kernel's clients; the HTTP driver has no browser."""
+
+    proxy = Echoed(required=False, allow_null=True)
+    browser = Echoed(required=False, allow_null=True)
+    browser_telemetry = Echoed(required=False, allow_null=True)
+    record_session = Flag(required=False)
+    save_credentials = Flag(required=False)
+    skill_mode = OneOf(["enabled", "disabled"], required=False)
+
+
+class Submit(Closed):
+    """An answer: canonical (the first three) or legacy (the others), never both."""
+
+    interaction_id = Text(required=False, max_length=80)
+    field_values = Values(required=False)
+    selected_choice_id = Text(required=False, max_length=1000)
+    fields = Values(required=False)  # type: ignore[assignment]
+    mfa_option_id = Text(required=False, max_length=1000)
+    sign_in_option_id = Text(required=False, max_length=1000)
+    sso_button_selector = Text(required=False, max_length=10_000)
+    sso_provider = Text(required=False, max_length=1000)
+
+
+class Cancel(Closed):
+    """Why a login is canceled, in words."""
+
+    reason = Text(required=False, max_length=500)
+
+
+class Exchange(Closed):
+    """The one-time code of the hosted page."""
+
+    code = Text(max_length=200)
+
+
+class Empty(Closed):
+    """No keys at all."""
+
+
+class _Totp(Closed):
+    sso_provider = Text(required=False, max_length=40, allow_blank=True, allow_null=True)
+    totp_secret = TotpSecret(required=False, max_length=2000, allow_blank=True)
+    totp_algorithm = OneOf(ALGORITHMS, required=False)
+    totp_digits = Whole(required=False, min_value=6, max_value=10)
+    totp_period = Whole(required=False, min_value=1, max_value=3600)
+
+
+class CredentialCreate(_Totp):
+    """A credential. Values are encrypted and never handed out again."""
+
+    name = Name()
+    domain = Host()
+    values = Values()
+
+
+class CredentialUpdate(_Totp):
+    """Only what is sent changes: ``remove_value_keys`` first, then ``values`` are merged."""
+
+    name = Name(required=False)
+    values = Values(required=False)
+    remove_value_keys = serializers.ListField(child=Text(max_length=MAX_NAME), required=False, max_length=MAX_KEYS)
+
+    def validate(self, attrs: Json) -> Json:
+        if not attrs.get("totp_secret"):
+            alone = [key for key in ("totp_algorithm", "totp_digits", "totp_period") if key in attrs]
+            if alone:
+                raise serializers.ValidationError({key: ["This requires totp_secret."] for key in alone})
+        return attrs
+
+
+class ProfileCreate(Closed):
+    """A profile; without a name it gets its id as one."""
+
+    name = Name(required=False)
+
+
+class ProfileUpdate(Closed):
+    """A new name."""
+
+    name = Name()
+
+
+def checked(schema: type[Closed], data: Any) -> Json:
+    """The validated body. An absent one is ``{}``.
+
+    :raises ApiError: 400 ``invalid_request`` with one detail per wrong key.
+    """
+    if not isinstance(data, dict):
+        raise invalid_request([{"code": "invalid", "message": "The body must be a JSON object."}])
+    serializer = schema(data=data)
+    if not serializer.is_valid():
+        details: list[Detail] = list(flatten(serializer.errors))
+        raise invalid_request(details)
+    return dict(serializer.validated_data)

@@ -1,0 +1,179 @@
+"""What the commands have in common: who acts, which object is meant, how errors and JSON are said."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import models
+from django.utils import timezone
+
+from connections import access, inputs, payloads, transitions, vault
+from connections.access import Principal
+from connections.errors import ApiError
+from connections.models import (
+    Credential,
+    IdempotentAnswer,
+    LoginFlow,
+    ManagedAuthConnection,
+    Profile,
+    Submission,
+)
+from connections.tasks import InvalidTransition
+
+#: Every column that holds something encrypted by the vault. A new one has to be added here, or a key rotation forgets it.
+SEALED_COLUMNS: tuple[tuple[type[models.Model], str], ...] = (
+    (Profile, "state"),
+    (Credential, "values"),
+    (Credential, "totp_secret"),
+    (LoginFlow, "handoff_sealed"),
+    (Submission, "sealed"),
+    (IdempotentAnswer, "sealed"),
+)
+
+
+class SwitchboardCommand(BaseCommand):
+    """A command that acts as ``command <name>`` and prints JSON when asked to."""
+
+    def add_json(self, parser: CommandParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+    @property
+    def actor(self) -> Principal:
+        """Whoever may run commands on this machine may do everything; the log says which command it was."""
+        return access.of_system(f"command {type(self).__module__.rpartition('.')[2]}")
+
+    def print_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def now() -> dt.datetime:
+    return timezone.now()
+
+
+def owner(name: str | None) -> User:
+    """The user called ``name``; without a name the first superuser.
+
+    :raises CommandError: there is none.
+    """
+    users = get_user_model().objects.filter(is_active=True)
+    if name is not None:
+        found = users.filter(username=name).first()
+        if found is None:
+            raise CommandError(f"There is no active user {name!r}.")
+        return found
+    first = users.filter(is_superuser=True).order_by("pk").first()
+    if first is None:
+        raise CommandError(
+            "There is no superuser yet: name an owner with --user, or run `manage.py createsuperuser`."
+        )
+    return first
+
+
+def find_connection(text: str) -> ManagedAuthConnection:
+    """A connection by its id (``ma_…``) or as ``domain/profile``.
+
+    :raises CommandError: there is none, or ``domain/profile`` means several.
+    """
+    rows = ManagedAuthConnection.objects.select_related("profile", "credential")
+    found = rows.filter(pk=text).first()
+    if found is not None:
+        return found
+    domain, slash, profile = text.partition("/")
+    matches = list(rows.filter(domain=domain, profile__name=profile)[:10]) if slash else []
+    if not slash:
+        matches = list(rows.filter(domain=domain)[:10])
+    if not matches:
+        raise CommandError(f"There is no connection {text!r}: give its id (ma_…) or domain/profile.")
+    if len(matches) > 1:
+        ids = ", ".join(f"{row.id} ({row.domain}/{row.profile.name})" for row in matches)
+        raise CommandError(f"{text!r} means several connections; give an id: {ids}")
+    return matches[0]
+
+
+def find_profile(text: str, user: str | None) -> Profile:
+    """A profile by its id (``prof_…``) or name.
+
+    :raises CommandError: there is none, or several owners have one of that name.
+    """
+    found = Profile.objects.filter(pk=text).first()
+    if found is not None:
+        return found
+    rows = Profile.objects.filter(name=text).select_related("owner")
+    if user is not None:
+        rows = rows.filter(owner=owner(user))
+    matches = list(rows[:10])
+    if not matches:
+        raise CommandError(f"There is no profile {text!r}.")
+    if len(matches) > 1:
+        raise CommandError(f"Several users have a profile {text!r}; give --user or an id.")
+    return matches[0]
+
+
+@contextlib.contextmanager
+def said_plainly() -> Iterator[None]:
+    """Translate the refusals of the verbs into sentences."""
+    try:
+        yield
+    except transitions.AlreadyExists as error:
+        raise CommandError(f"That connection exists already: {error.existing_id}") from error
+    except transitions.QuotaReached as error:
+        raise CommandError(str(error)) from error
+    except transitions.LoginInProgress as error:
+        raise CommandError(
+            f"A login is running already (started by {error.flow.started_by}, until "
+            f"{payloads.timestamp(error.flow.expires_at)}). Cancel it first: manage.py cancel {error.flow.connection_id}"
+        ) from error
+    except (transitions.StaleInteraction, transitions.InvalidSubmission) as error:
+        raise CommandError(str(error)) from error
+    except transitions.FlowOver as error:
+        was = f"; the last one ended as {error.flow.status}" if error.flow else ""
+        raise CommandError(f"No login is running{was}. Start one: manage.py login CONNECTION") from error
+    except InvalidTransition as error:
+        raise CommandError(f"Not possible now: {error}.") from error
+    except ManagedAuthConnection.DoesNotExist as error:
+        raise CommandError("The connection was deleted meanwhile.") from error
+    except vault.VaultError as error:
+        raise CommandError(f"{error}. `manage.py doctor` tells more.") from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that nobody else may read, also where one with other rights is in its place.
+
+    :raises CommandError: when it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(text)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def read_stdin() -> str:
+    """One value from standard input, without the line end that ``echo`` adds."""
+    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+
+
+def checked_config(data: dict[str, Any]) -> dict[str, Any]:
+    """What makes a connection, under the same rules as the API; empty values are left out.
+
+    :raises CommandError: naming each wrong key.
+    """
+    try:
+        return inputs.checked(
+            inputs.ConnectionCreate, {key: value for key, value in data.items() if value not in ("", [])}
+        )
+    except ApiError as error:
+        details = "; ".join(detail["message"] for detail in error.details or [])
+        raise CommandError(f"{error.message} {details}".strip()) from error

@@ -1,0 +1,70 @@
+"""What time does to the rows: a few named sweeps with limits. No retries; the next tick is the retry.
+
+Every sweep only finds candidates; the verb it calls looks again under the lock, so any number of reconcilers may run.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Callable
+
+from django.conf import settings
+from django.db import DatabaseError
+from django.db.models import Q
+
+from connections import transitions
+from connections.models import IdempotentAnswer, LoginFlow, Task
+from connections.states import TASK_HELD, FlowStatus, FlowStep
+from events import log
+
+logger = logging.getLogger(__name__)
+LIMIT = 200
+IDEMPOTENCY_RETENTION = dt.timedelta(hours=24)
+
+
+def expire_flows(now: dt.datetime) -> int:
+    """Flows and questions whose time is over."""
+    due = LoginFlow.objects.filter(status=FlowStatus.IN_PROGRESS).filter(
+        Q(expires_at__lte=now) | Q(step=FlowStep.AWAITING_INPUT, input_expires_at__lte=now)
+    )
+    ids = list(due.values_list("connection_id", flat=True)[:LIMIT])
+    return sum(transitions.expire_if_due(connection_id=pk, now=now) for pk in ids)
+
+
+def rescue_tasks(now: dt.datetime) -> int:
+    """Tasks whose worker let its lease run out."""
+    lost = Task.objects.filter(status__in=TASK_HELD, lease_expires_at__lte=now)
+    ids = list(lost.order_by("lease_expires_at").values_list("pk", flat=True)[:LIMIT])
+    return sum(transitions.rescue(task_id=pk, now=now) for pk in ids)
+
+
+def prune_log(now: dt.datetime) -> int:
+    """Events older than the retention."""
+    return log.prune(now - dt.timedelta(days=settings.EVENT_RETENTION_DAYS), limit=1000)
+
+
+def prune_idempotent_answers(now: dt.datetime) -> int:
+    """Stored answers older than a day."""
+    old = IdempotentAnswer.objects.filter(created_at__lt=now - IDEMPOTENCY_RETENTION)
+    ids = list(old.values_list("pk", flat=True)[:LIMIT])
+    return IdempotentAnswer.objects.filter(pk__in=ids).delete()[0]
+
+
+Sweep = Callable[[dt.datetime], int]
+
+#: What cannot wait, and what can.
+URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks)
+LEISURELY: tuple[Sweep, ...] = (prune_log, prune_idempotent_answers)
+
+
+def run(sweeps: tuple[Sweep, ...], *, now: dt.datetime) -> dict[str, int]:
+    """Run the sweeps; one that breaks is logged and does not stop the others. Returns how much each changed (-1: broke)."""
+    done = {}
+    for sweep in sweeps:
+        try:
+            done[sweep.__name__] = sweep(now)
+        except DatabaseError:
+            logger.exception("the sweep %s broke; the next tick tries again", sweep.__name__)
+            done[sweep.__name__] = -1
+    return done

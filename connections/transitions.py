@@ -1,0 +1,899 @@
+"""One verb per arrow of connections and login flows. Together with ``tasks.py`` the only writer of a status.
+
+Each verb opens the transaction, takes the locks in the order connection → flow → task, checks the arrow, writes, tells and
+returns the row. Time is an argument. ``version`` of the connection grows by one with every change, and the flow keeps
+the number of its last one, so every reader can tell the newer of two pictures.
+
+Verbs of people come first, verbs of workers (which carry a :class:`~connections.tasks.Hold`) after them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from connections import payloads, tasks, telling, vault
+from connections.access import Principal
+from connections.models import (
+    ApiKey,
+    Credential,
+    HealthCheck,
+    LoginFlow,
+    ManagedAuthConnection,
+    Profile,
+    Submission,
+    Task,
+    new_id,
+)
+from connections.states import (
+    ANSWERABLE,
+    FLOW_ARROWS,
+    TASK_END,
+    ConnectionStatus,
+    FlowStatus,
+    FlowStep,
+    FlowType,
+    TaskKind,
+    TaskStatus,
+)
+from connections.tasks import Hold, InvalidTransition, LeaseLost
+
+Json = dict[str, Any]
+
+#: Wire contract, section 6: the same login request again within this time gets the same answer.
+LOGIN_REPLAY = dt.timedelta(seconds=30)
+MAX_VALUE = 10_000
+
+CONFIG = frozenset(
+    {
+        "login_url",
+        "allowed_domains",
+        "credential",
+        "external_credential",
+        "save_credentials",
+        "record_session",
+        "health_checks",
+        "auto_reauth",
+        "health_check_interval",
+        "browser",
+        "proxy",
+        "browser_telemetry",
+    }
+)
+
+_TASK_OF_END = {
+    FlowStatus.SUCCESS: TaskStatus.COMPLETED,
+    FlowStatus.FAILED: TaskStatus.FAILED,
+    FlowStatus.EXPIRED: TaskStatus.FAILED,
+    FlowStatus.CANCELED: TaskStatus.KILLED,
+}
+
+
+class AlreadyExists(Exception):
+    """The profile has a connection to this domain already."""
+
+    def __init__(self, existing_id: str) -> None:
+        super().__init__(existing_id)
+        self.existing_id = existing_id
+
+
+class QuotaReached(Exception):
+    """The owner has as many connections as the installation allows."""
+
+
+class LoginInProgress(Exception):
+    """A flow that has not expired is running."""
+
+    def __init__(self, flow: LoginFlow) -> None:
+        super().__init__(flow.id)
+        self.flow = flow
+
+
+class StaleInteraction(Exception):
+    """The question that was answered is not the one being asked. The text is fit to be shown."""
+
+
+class InvalidSubmission(Exception):
+    """The answer does not fit the question. The text is fit to be shown and holds no submitted value."""
+
+    def __init__(self, message: str, details: Sequence[Mapping[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.details = list(details)
+
+
+class FlowOver(Exception):
+    """No flow is running (any more). ``flow`` is the last one, if there was one."""
+
+    def __init__(self, flow: LoginFlow | None) -> None:
+        super().__init__(flow.status if flow else "no flow")
+        self.flow = flow
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class SubmittedAnswer:
+    """What came in for one interaction: canonical (first three) or legacy (the rest), never both. Never printed."""
+
+    interaction_id: str | None = None
+    field_values: Mapping[str, str] | None = None
+    choice_id: str | None = None
+    fields: Mapping[str, str] | None = None
+    mfa_option_id: str | None = None
+    sign_in_option_id: str | None = None
+    sso_button_selector: str | None = None
+    sso_provider: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class TakenAnswer:
+    """What the worker takes from a submission, once."""
+
+    field_values: dict[str, str]
+    choice_id: str | None
+
+
+# ── Locks, versions, telling ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lock(connection_id: str) -> ManagedAuthConnection:
+    return (
+        ManagedAuthConnection.objects.select_for_update(of=("self",))
+        .select_related("profile", "credential")
+        .get(pk=connection_id)
+    )
+
+
+def _running(connection: ManagedAuthConnection) -> LoginFlow | None:
+    flow = connection.flows.select_for_update().filter(status=FlowStatus.IN_PROGRESS).first()
+    if flow is not None:
+        flow.connection = connection
+    return flow
+
+
+def _bump(connection: ManagedAuthConnection, now: dt.datetime, *, touch: bool = False) -> None:
+    connection.version += 1
+    fields = ["version"]
+    if touch:
+        connection.updated_at = now
+        fields.append("updated_at")
+    connection.save(update_fields=fields)
+
+
+def _save_flow(flow: LoginFlow, *, at: dt.datetime, actor: str) -> None:
+    """Write the flow under the next version, and tell."""
+    _bump(flow.connection, at)
+    flow.version = flow.connection.version
+    flow.updated_at = at
+    flow.save()
+    telling.flow_state(flow, at=at, actor=actor)
+
+
+def _step(flow: LoginFlow, step: FlowStep, *, now: dt.datetime) -> None:
+    """Take one arrow: whatever was asked before is gone."""
+    if step not in FLOW_ARROWS[FlowStep(flow.step)]:
+        raise InvalidTransition(flow.step, step)
+    flow.step = step
+    flow.step_entered_at = now
+    flow.interaction_id = ""
+    flow.input_expires_at = None
+    flow.fields = []
+    flow.choices = []
+    flow.external_action_message = ""
+    flow.website_error = ""
+    flow.live_view_url = ""
+
+
+def _end(
+    flow: LoginFlow, status: FlowStatus, *, at: dt.datetime, now: dt.datetime, actor: str, website_error: str = ""
+) -> None:
+    """To one of the ends, the task with it. ``at`` is when it happened, ``now`` when it was noticed."""
+    _step(flow, FlowStep.COMPLETED, now=at)
+    flow.status = status
+    flow.completed_at = at
+    flow.website_error = website_error
+    # The hosted page's code dies with the flow; its hash stays, so that a late use is known to be late.
+    flow.handoff_sealed = None
+    flow.submissions.exclude(sealed=None).update(sealed=None, taken_at=now)
+    _save_flow(flow, at=at, actor=actor)
+    task = Task.objects.select_for_update().filter(flow=flow).exclude(status__in=TASK_END).first()
+    if task is not None:
+        error = flow.error_message or ("" if status == FlowStatus.SUCCESS else flow.get_status_display())
+        tasks.finish(task, _TASK_OF_END[status], actor=actor, now=at, error=error)
+
+
+def _expire(flow: LoginFlow, *, now: dt.datetime) -> None:
+    deadline = flow.deadline() or now
+    if flow.step == FlowStep.AWAITING_INPUT and flow.input_expires_at and flow.input_expires_at <= flow.expires_at:
+        flow.error_code = "awaiting_input_timeout"
+        flow.error_message = "Nobody answered in time."
+    elif flow.step == FlowStep.AWAITING_EXTERNAL_ACTION:
+        flow.error_code = "external_action_timeout"
+        flow.error_message = "The sign-in was not approved in time."
+    else:
+        flow.error_code = "session_expired"
+        flow.error_message = "The login took longer than it may."
+    _end(flow, FlowStatus.EXPIRED, at=deadline, now=now, actor="time limit")
+
+
+def _actor(principal: Principal) -> str:
+    return principal.name[:200]
+
+
+# ── Connections ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create_connection(
+    *, owner_id: int, domain: str, profile_name: str, config: Mapping[str, Any], actor: Principal, now: dt.datetime
+) -> ManagedAuthConnection:
+    """A new connection of ``owner_id``; the profile is made when it does not exist. ``config`` has keys of CONFIG.
+
+    :raises AlreadyExists: profile and domain have one.
+    :raises QuotaReached: the owner has too many.
+    """
+    unknown = set(config) - CONFIG
+    if unknown:
+        raise ValueError(f"not part of a connection's configuration: {sorted(unknown)}")
+    try:
+        with transaction.atomic():
+            profile, _ = Profile.objects.get_or_create(
+                owner_id=owner_id, name=profile_name, defaults={"created_at": now, "updated_at": now}
+            )
+            existing = ManagedAuthConnection.objects.filter(profile=profile, domain=domain).first()
+            if existing is not None:
+                raise AlreadyExists(existing.id)
+            if ManagedAuthConnection.objects.filter(owner_id=owner_id).count() >= settings.CONNECTION_QUOTA:
+                raise QuotaReached(f"At most {settings.CONNECTION_QUOTA} connections can be kept.")
+            row = ManagedAuthConnection.objects.create(
+                owner_id=owner_id, profile=profile, domain=domain, created_at=now, updated_at=now, **config
+            )
+            telling.connection("connection.created", row, at=now, actor=_actor(actor))
+            return row
+    except IntegrityError:
+        # Two identical requests at once: the other one was first.
+        other = ManagedAuthConnection.objects.filter(
+            owner_id=owner_id, profile__name=profile_name, domain=domain
+        ).first()
+        if other is None:
+            raise
+        raise AlreadyExists(other.id) from None
+
+
+def update_connection(
+    *, connection_id: str, changes: Mapping[str, Any], actor: Principal, now: dt.datetime
+) -> ManagedAuthConnection:
+    """Change what ``changes`` names (keys of CONFIG). Nothing different is no change and tells nothing."""
+    unknown = set(changes) - CONFIG
+    if unknown:
+        raise ValueError(f"not part of a connection's configuration: {sorted(unknown)}")
+    with transaction.atomic():
+        row = _lock(connection_id)
+        different = {name: value for name, value in changes.items() if getattr(row, name) != value}
+        if different:
+            for name, value in different.items():
+                setattr(row, name, value)
+            row.version += 1
+            row.updated_at = now
+            row.save()
+            telling.connection("connection.updated", row, at=now, actor=_actor(actor))
+        return row
+
+
+def delete_connection(*, connection_id: str, actor: Principal, now: dt.datetime) -> None:
+    """Cancel what runs, then delete the connection and its flows. Its finished tasks stay as history."""
+    with transaction.atomic():
+        row = _lock(connection_id)
+        flow = _running(row)
+        if flow is not None:
+            _cancel(flow, actor=actor, reason="The connection was deleted.", now=now)
+        for task in row.tasks.select_for_update().exclude(status__in=TASK_END):
+            tasks.finish(task, TaskStatus.KILLED, actor=_actor(actor), now=now, error="The connection was deleted.")
+        row.version += 1
+        row.updated_at = now
+        telling.connection("connection.deleted", row, at=now, actor=_actor(actor))
+        row.delete()
+
+
+def _set_status(
+    row: ManagedAuthConnection, status: ConnectionStatus, *, reason: str, now: dt.datetime, actor: str
+) -> None:
+    previous = row.status
+    if previous == status:
+        return
+    row.status = status
+    row.version += 1
+    row.updated_at = now
+    row.save(update_fields=["status", "version", "updated_at"])
+    telling.connection_status(row, previous=previous, reason=reason, at=now, actor=actor)
+
+
+# ── Login flows: what people do ───────────────────────────────────────────────────────────────────────────────────
+
+
+def start_login(
+    *, connection_id: str, actor: Principal, now: dt.datetime, flow_type: FlowType = FlowType.LOGIN
+) -> tuple[LoginFlow, str]:
+    """Start a flow and queue its task; returns the flow and the one-time code of its hosted page.
+
+    The same key asking again within 30 s, while nothing was submitted, gets the same answer.
+
+    :raises LoginInProgress: an unexpired flow runs.
+    """
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        running = _running(connection)
+        if running is not None and running.is_due(now):
+            _expire(running, now=now)
+            running = None
+        if running is not None:
+            if _is_replay_of_login(running, actor.api_key, now):
+                return running, vault.unseal(running.handoff_sealed)
+            raise LoginInProgress(running)
+        last = connection.flows.order_by("-number").values_list("number", flat=True).first() or 0
+        code = vault.new_code()
+        flow = LoginFlow(
+            connection=connection,
+            number=last + 1,
+            type=flow_type,
+            step_entered_at=now,
+            started_at=now,
+            updated_at=now,
+            expires_at=now + dt.timedelta(seconds=settings.FLOW_SECONDS),
+            started_by=_actor(actor),
+            started_by_key=actor.api_key,
+            handoff_hash=vault.hash_token(code),
+            handoff_sealed=vault.seal(code),
+        )
+        _save_flow(flow, at=now, actor=_actor(actor))
+        tasks.enqueue(
+            kind=TaskKind.REAUTH if flow_type == FlowType.REAUTH else TaskKind.LOGIN,
+            title=f"Log in to {connection.domain}",
+            connection=connection,
+            flow=flow,
+            actor=_actor(actor),
+            now=now,
+        )
+        return flow, code
+
+
+def _is_replay_of_login(flow: LoginFlow, key: ApiKey | None, now: dt.datetime) -> bool:
+    return (
+        key is not None
+        and flow.started_by_key_id == key.pk
+        and now - flow.started_at <= LOGIN_REPLAY
+        and flow.handoff_sealed is not None
+        and not flow.submissions.exists()
+    )
+
+
+def new_handoff(*, connection_id: str, actor: Principal, now: dt.datetime) -> tuple[LoginFlow, str]:
+    """A fresh one-time code for the running flow. The one before stops working.
+
+    :raises FlowOver: none is running.
+    """
+    expire_if_due(connection_id=connection_id, now=now)
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        flow = _running(connection)
+        if flow is None:
+            raise FlowOver(connection.latest_flow())
+        code = vault.new_code()
+        flow.handoff_hash = vault.hash_token(code)
+        flow.handoff_sealed = vault.seal(code)
+        flow.exchanged_at = None
+        flow.exchanged_by = ""
+        flow.save(update_fields=["handoff_hash", "handoff_sealed", "exchanged_at", "exchanged_by"])
+        return flow, code
+
+
+def submit(
+    *,
+    connection_id: str,
+    answer: SubmittedAnswer,
+    actor: Principal,
+    now: dt.datetime,
+    flow_id: str | None = None,
+) -> LoginFlow:
+    """Accept the answer to the open interaction: consumes the interaction and sets SUBMITTING in one transaction.
+
+    The identical answer to the interaction just accepted is accepted again and acted on once. ``flow_id`` binds the caller
+    to one flow (the token of a hosted page).
+
+    :raises StaleInteraction: another question is open by now, or none.
+    :raises InvalidSubmission: the answer does not fit the question.
+    :raises FlowOver: the flow ended.
+    """
+    expire_if_due(connection_id=connection_id, now=now)
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        flow = connection.flows.select_for_update().order_by("-number").first()
+        if flow is None or (flow_id is not None and flow.id != flow_id):
+            raise FlowOver(flow)
+        flow.connection = connection
+        canonical = _is_canonical(answer)
+        fingerprint = vault.fingerprint([flow.id, dataclasses.asdict(answer)])
+        last = flow.submissions.order_by("-pk").first()
+        if last is not None and _is_replay_of_submission(flow, last, answer, fingerprint):
+            return flow
+        if flow.is_over:
+            raise FlowOver(flow)
+        if flow.step not in ANSWERABLE or not flow.interaction_id:
+            raise StaleInteraction("This was answered already, or nothing is being asked right now.")
+        if answer.interaction_id is not None and answer.interaction_id != flow.interaction_id:
+            raise StaleInteraction("The site asks something else by now. Please answer the new question.")
+        values, choice = _canonical_answer(flow, answer) if canonical else _legacy_answer(flow, answer)
+        Submission.objects.create(
+            flow=flow,
+            interaction_id=flow.interaction_id,
+            fingerprint=fingerprint,
+            sealed=vault.seal({"field_values": values, "choice_id": choice["id"] if choice else None}),
+            field_count=len(values),
+            submitted_by=_actor(actor),
+            created_at=now,
+        )
+        _step(flow, FlowStep.SUBMITTING, now=now)
+        if choice is not None and choice["type"] == "sso_provider":
+            flow.sso_provider = payloads.provider_of(choice)
+        _save_flow(flow, at=now, actor=_actor(actor))
+        task = Task.objects.select_for_update().filter(flow=flow).first()
+        if task is not None:
+            tasks.resume(task, actor=_actor(actor), now=now)
+        return flow
+
+
+def _is_canonical(answer: SubmittedAnswer) -> bool:
+    canonical = answer.field_values is not None or answer.choice_id is not None
+    modes = [
+        answer.mfa_option_id,
+        answer.sign_in_option_id,
+        answer.sso_button_selector,
+        answer.sso_provider,
+    ]
+    legacy = sum(mode is not None for mode in modes)
+    # React sends an empty ``fields`` beside another legacy mode; it counts as absent.
+    if answer.fields is not None and (answer.fields or not legacy):
+        legacy += 1
+    if canonical and legacy:
+        raise InvalidSubmission(
+            "field_values and selected_choice_id cannot be sent together with the older fields, mfa_option_id, "
+            "sign_in_option_id, sso_button_selector or sso_provider."
+        )
+    if not canonical and not legacy:
+        raise InvalidSubmission("Nothing was submitted.")
+    if legacy > 1:
+        raise InvalidSubmission("Only one kind of answer can be submitted at a time.")
+    return canonical
+
+
+def _is_replay_of_submission(
+    flow: LoginFlow, last: Submission, answer: SubmittedAnswer, fingerprint: str
+) -> bool:
+    if not vault.same(last.fingerprint, fingerprint):
+        return False
+    # Without an id the same words may answer a new question (the password once more): only a closed one is a replay.
+    return answer.interaction_id == last.interaction_id or not flow.interaction_id
+
+
+def _canonical_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, str], Json | None]:
+    choice = None
+    if answer.choice_id is not None:
+        choice = next((c for c in flow.choices if c["id"] == answer.choice_id), None)
+        if choice is None:
+            raise InvalidSubmission("That choice is not offered.")
+    given = answer.field_values or {}
+    values = {field["id"]: given[field["id"]] for field in flow.fields if field["id"] in given}
+    if choice is None:
+        _require(flow, values)
+    return _checked(values), choice
+
+
+def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, str], Json | None]:
+    def pick(matches: Any) -> Json:
+        choice = next((c for c in flow.choices if matches(c)), None)
+        if choice is None:
+            raise InvalidSubmission("That choice is not offered.")
+        return choice
+
+    if answer.mfa_option_id is not None:
+        wanted = answer.mfa_option_id
+        return {}, pick(
+            lambda c: c["type"] == "mfa_method" and wanted in (c.get("mfa_type") or "switch", c["id"], c["label"])
+        )
+    if answer.sign_in_option_id is not None:
+        return {}, pick(
+            lambda c: c["type"] not in ("mfa_method", "sso_provider") and c["id"] == answer.sign_in_option_id
+        )
+    if answer.sso_button_selector is not None:
+        return {}, pick(
+            lambda c: c["type"] == "sso_provider" and c.get("observed_selector") == answer.sso_button_selector
+        )
+    if answer.sso_provider is not None:
+        return {}, pick(
+            lambda c: c["type"] == "sso_provider" and payloads.provider_of(c) == answer.sso_provider
+        )
+    given = answer.fields or {}
+    values = {field["id"]: given[field["ref"]] for field in flow.fields if field["ref"] in given}
+    _require(flow, values)
+    return _checked(values), None
+
+
+def _require(flow: LoginFlow, values: Mapping[str, str]) -> None:
+    missing = [
+        field for field in flow.fields if field.get("required", True) and not values.get(field["id"], "").strip()
+    ]
+    if missing:
+        raise InvalidSubmission(
+            "Please fill in: " + ", ".join(field["label"] for field in missing) + ".",
+            [{"code": "required", "message": f"{field['id']}: {field['label']} is required."} for field in missing],
+        )
+    if not values:
+        raise InvalidSubmission("None of the fields that were sent is being asked for.")
+
+
+def _checked(values: dict[str, str]) -> dict[str, str]:
+    if any(len(value) > MAX_VALUE for value in values.values()):
+        raise InvalidSubmission(f"A value is longer than {MAX_VALUE} characters.")
+    return values
+
+
+def cancel(*, connection_id: str, actor: Principal, reason: str, now: dt.datetime) -> ManagedAuthConnection:
+    """End the running flow as CANCELED. Without one nothing changes: saying it twice is the same as once."""
+    expire_if_due(connection_id=connection_id, now=now)
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        flow = _running(connection)
+        if flow is not None:
+            _cancel(flow, actor=actor, reason=reason, now=now)
+        return connection
+
+
+def _cancel(flow: LoginFlow, *, actor: Principal, reason: str, now: dt.datetime) -> None:
+    flow.ended_by = _actor(actor)
+    flow.end_reason = reason[:500]
+    flow.error_message = reason[:500]
+    _end(flow, FlowStatus.CANCELED, at=now, now=now, actor=_actor(actor))
+
+
+def expire_if_due(*, connection_id: str, now: dt.datetime) -> bool:
+    """Expire the running flow if its time is over. Reading does this too, so nobody sees a dead flow as alive."""
+    running = LoginFlow.objects.filter(connection_id=connection_id, status=FlowStatus.IN_PROGRESS).first()
+    if running is None or not running.is_due(now):
+        return False
+    with transaction.atomic():
+        flow = _running(_lock(connection_id))
+        if flow is None or not flow.is_due(now):
+            return False
+        _expire(flow, now=now)
+        return True
+
+
+def acknowledge(*, flow_id: str, actor: Principal, now: dt.datetime) -> LoginFlow:
+    """Somebody has seen that this flow failed or expired: it needs attention no longer.
+
+    :raises InvalidTransition: the flow is still running.
+    """
+    connection_id = LoginFlow.objects.values_list("connection_id", flat=True).get(pk=flow_id)
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        flow = connection.flows.select_for_update().get(pk=flow_id)
+        flow.connection = connection
+        if not flow.is_over:
+            raise InvalidTransition(flow.status, "acknowledged")
+        if flow.acknowledged_at is None:
+            flow.acknowledged_at = now
+            flow.save(update_fields=["acknowledged_at"])
+            _bump(connection, now)
+            telling.connection("connection.updated", connection, at=now, actor=_actor(actor))
+        return flow
+
+
+def request_check(*, connection_id: str, actor: Principal, now: dt.datetime) -> Task:
+    """Queue a health check. One that is waiting or running already is the one."""
+    with transaction.atomic():
+        connection = _lock(connection_id)
+        waiting = connection.tasks.filter(kind=TaskKind.HEALTH_CHECK).exclude(status__in=TASK_END).first()
+        if waiting is not None:
+            return waiting
+        return tasks.enqueue(
+            kind=TaskKind.HEALTH_CHECK,
+            title=f"Check {connection.domain}",
+            connection=connection,
+            actor=_actor(actor),
+            now=now,
+        )
+
+
+# ── Login flows: what workers do ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _lock_held_flow(hold: Hold, now: dt.datetime) -> tuple[LoginFlow, Task]:
+    """The running flow behind a hold, locked in order.
+
+    :raises LeaseLost: the hold is not the present one, or the connection is gone.
+    :raises FlowOver: the flow has ended.
+    """
+    try:
+        connection = _lock(str(hold.connection_id))
+        flow = connection.flows.select_for_update().get(pk=hold.flow_id)
+    except (ManagedAuthConnection.DoesNotExist, LoginFlow.DoesNotExist):
+        raise LeaseLost(hold.task_id) from None
+    flow.connection = connection
+    if flow.is_over:
+        raise FlowOver(flow)
+    return flow, tasks.lock_held(hold)
+
+
+def _before_work(hold: Hold, now: dt.datetime) -> None:
+    """A worker that comes after the deadline finds the flow expired, as everybody else does."""
+    if hold.connection_id and expire_if_due(connection_id=hold.connection_id, now=now):
+        raise FlowOver(LoginFlow.objects.filter(pk=hold.flow_id).first())
+
+
+def discovering(*, hold: Hold, now: dt.datetime) -> LoginFlow:
+    """→ DISCOVERING: the worker looks at the site. There already is no change."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, task = _lock_held_flow(hold, now)
+        if flow.step != FlowStep.DISCOVERING:
+            _step(flow, FlowStep.DISCOVERING, now=now)
+            _save_flow(flow, at=now, actor=hold.worker)
+            tasks.resume(task, actor=hold.worker, now=now)
+        return flow
+
+
+def submit_stored(*, hold: Hold, now: dt.datetime) -> LoginFlow:
+    """→ SUBMITTING with values of the credential, so nobody is asked. There already is no change."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, task = _lock_held_flow(hold, now)
+        if flow.step != FlowStep.SUBMITTING:
+            _step(flow, FlowStep.SUBMITTING, now=now)
+            _save_flow(flow, at=now, actor=hold.worker)
+            tasks.resume(task, actor=hold.worker, now=now)
+        return flow
+
+
+def await_input(
+    *,
+    hold: Hold,
+    fields: list[Json],
+    choices: list[Json],
+    website_error: str = "",
+    sso_provider: str = "",
+    now: dt.datetime,
+) -> LoginFlow:
+    """→ AWAITING_INPUT with a new interaction. ``fields`` and ``choices`` as in ``drivers/base.py``."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, task = _lock_held_flow(hold, now)
+        _step(flow, FlowStep.AWAITING_INPUT, now=now)
+        flow.interaction_id = new_id("mai")
+        flow.input_expires_at = min(now + dt.timedelta(seconds=settings.INPUT_SECONDS), flow.expires_at)
+        flow.fields = fields
+        flow.choices = choices
+        flow.website_error = website_error
+        flow.sso_provider = sso_provider or flow.sso_provider
+        _save_flow(flow, at=now, actor=hold.worker)
+        tasks.wait_for_input(task, actor=hold.worker, now=now)
+        return flow
+
+
+def await_external_action(
+    *,
+    hold: Hold,
+    message: str,
+    fields: list[Json],
+    choices: list[Json],
+    website_error: str = "",
+    now: dt.datetime,
+) -> LoginFlow:
+    """→ AWAITING_EXTERNAL_ACTION. Telling the same again is no change; fallbacks open an interaction."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, task = _lock_held_flow(hold, now)
+        told = (flow.external_action_message, flow.fields, flow.choices, flow.website_error)
+        if flow.step == FlowStep.AWAITING_EXTERNAL_ACTION and told == (message, fields, choices, website_error):
+            return flow
+        _step(flow, FlowStep.AWAITING_EXTERNAL_ACTION, now=now)
+        flow.external_action_message = message
+        flow.fields = fields
+        flow.choices = choices
+        flow.website_error = website_error
+        if fields or choices:
+            flow.interaction_id = new_id("mai")
+        _save_flow(flow, at=now, actor=hold.worker)
+        tasks.wait_for_input(task, actor=hold.worker, now=now)
+        return flow
+
+
+def await_human(*, hold: Hold, live_view_url: str, now: dt.datetime) -> LoginFlow:
+    """→ AWAITING_HUMAN_INTERVENTION: somebody has to act in the browser itself (browser driver)."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, task = _lock_held_flow(hold, now)
+        _step(flow, FlowStep.AWAITING_HUMAN_INTERVENTION, now=now)
+        flow.live_view_url = live_view_url
+        _save_flow(flow, at=now, actor=hold.worker)
+        tasks.wait_for_input(task, actor=hold.worker, now=now)
+        return flow
+
+
+def take_submission(*, hold: Hold, now: dt.datetime) -> TakenAnswer | None:
+    """The values that wait for this worker, once: they are erased in the same transaction. None when none wait."""
+    if not Submission.objects.filter(flow_id=hold.flow_id, taken_at=None).exists():
+        return None
+    with transaction.atomic():
+        flow, _ = _lock_held_flow(hold, now)
+        row = flow.submissions.filter(taken_at=None).order_by("-pk").first()
+        if row is None:
+            return None
+        content = vault.unseal(row.sealed)
+        row.sealed = None
+        row.taken_at = now
+        row.save(update_fields=["sealed", "taken_at"])
+        return TakenAnswer(field_values=content["field_values"], choice_id=content["choice_id"])
+
+
+def succeed(
+    *,
+    hold: Hold,
+    storage_state: Json,
+    post_login_url: str,
+    values: Mapping[str, str],
+    requirements: Json,
+    now: dt.datetime,
+) -> LoginFlow:
+    """→ SUCCESS: flow, profile state and AUTHENTICATED in one transaction; ``values`` (by ref) are kept if wanted."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, _ = _lock_held_flow(hold, now)
+        connection = flow.connection
+        profile = connection.profile
+        profile.state = vault.seal(storage_state)
+        profile.state_saved_at = now
+        profile.last_used_at = now
+        profile.updated_at = now
+        profile.save(update_fields=["state", "state_saved_at", "last_used_at", "updated_at"])
+        if connection.save_credentials and values:
+            connection.credential = _keep_values(connection, values, now)
+        connection.post_login_url = post_login_url[:2000]
+        connection.authenticated_at = now
+        connection.requirements = requirements
+        connection.save(update_fields=["credential", "post_login_url", "authenticated_at", "requirements"])
+        flow.post_login_url = post_login_url[:2000]
+        flow.error_code = ""
+        flow.error_message = ""
+        _end(flow, FlowStatus.SUCCESS, at=now, now=now, actor=hold.worker)
+        _set_status(
+            connection, ConnectionStatus.AUTHENTICATED, reason="login_succeeded", now=now, actor=hold.worker
+        )
+        return flow
+
+
+def _keep_values(connection: ManagedAuthConnection, values: Mapping[str, str], now: dt.datetime) -> Credential:
+    """The connection's credential with ``values`` merged in; made when there is none."""
+    row = connection.credential
+    if row is not None:
+        row = Credential.objects.select_for_update().get(pk=row.pk)
+        merged = {**vault.unseal(row.values), **values}
+    else:
+        merged = dict(values)
+        name = f"{connection.domain}/{connection.profile.name}"[:240]
+        if Credential.objects.filter(owner_id=connection.owner_id, name=name).exists():
+            name = f"{name} {connection.id[-8:]}"
+        row = Credential(owner_id=connection.owner_id, name=name, domain=connection.domain, created_at=now)
+    row.values = vault.seal(merged)
+    row.value_keys = sorted(merged)
+    row.updated_at = now
+    row.save()
+    return row
+
+
+def fail(*, hold: Hold, code: str, message: str, website_error: str = "", now: dt.datetime) -> LoginFlow:
+    """→ FAILED. The profile stays as it was."""
+    _before_work(hold, now)
+    with transaction.atomic():
+        flow, _ = _lock_held_flow(hold, now)
+        _fail(flow, code=code, message=message, website_error=website_error, now=now, actor=hold.worker)
+        return flow
+
+
+def _fail(
+    flow: LoginFlow, *, code: str, message: str, website_error: str, now: dt.datetime, actor: str
+) -> None:
+    flow.error_code = code
+    flow.error_message = message
+    _end(flow, FlowStatus.FAILED, at=now, now=now, actor=actor, website_error=website_error)
+
+
+def give_back(*, hold: Hold, now: dt.datetime) -> None:
+    """The worker stops: its task goes back to the queue and its flow to DISCOVERING. Losing the race is fine."""
+    with transaction.atomic():
+        try:
+            if hold.flow_id is None:
+                tasks.requeue(tasks.lock_held(hold), actor=hold.worker, now=now)
+                return
+            flow, task = _lock_held_flow(hold, now)
+        except (LeaseLost, FlowOver):
+            return
+        # Stopping on purpose is not an attempt that went wrong.
+        task.attempts -= 1
+        _restart(flow, task, actor=hold.worker, now=now)
+
+
+def rescue(*, task_id: str, now: dt.datetime) -> bool:
+    """A worker died: start its task again elsewhere, or end it after too many attempts. False when it was not needed."""
+    found = Task.objects.filter(pk=task_id).values_list("connection_id", "flow_id").first()
+    if found is None:
+        return False
+    connection_id, flow_id = found
+    with transaction.atomic():
+        flow = None
+        if connection_id is not None and flow_id is not None:
+            connection = _lock(connection_id)
+            flow = connection.flows.select_for_update().filter(pk=flow_id).first()
+            if flow is not None:
+                flow.connection = connection
+        task = (
+            Task.objects.select_for_update()
+            .filter(pk=task_id, lease_expires_at__lte=now)
+            .exclude(status__in=TASK_END)
+            .first()
+        )
+        if task is None:
+            return False
+        worn_out = task.attempts >= settings.TASK_ATTEMPTS
+        if flow is not None and not flow.is_over:
+            if worn_out:
+                message = f"The worker stopped {task.attempts} times while logging in."
+                _fail(flow, code="internal_error", message=message, website_error="", now=now, actor="reconciler")
+            else:
+                _restart(flow, task, actor="reconciler", now=now)
+        elif flow is not None or worn_out:
+            tasks.finish(task, TaskStatus.FAILED, actor="reconciler", now=now, error="The worker stopped.")
+        else:
+            tasks.requeue(task, actor="reconciler", now=now)
+        return True
+
+
+def _restart(flow: LoginFlow, task: Task, *, actor: str, now: dt.datetime) -> None:
+    """Begin the flow again on another worker. What was typed is gone: it is never sent twice."""
+    flow.submissions.exclude(sealed=None).update(sealed=None, taken_at=now)
+    if flow.step != FlowStep.DISCOVERING:
+        _step(flow, FlowStep.DISCOVERING, now=now)
+        _save_flow(flow, at=now, actor=actor)
+    tasks.requeue(task, actor=actor, now=now)
+
+
+def record_check(*, hold: Hold, signed_in: bool | None, reason: str, now: dt.datetime) -> HealthCheck:
+    """The result of a health check. ``None``: it could not be told, and the status stays.
+
+    :raises LeaseLost: somebody else has the task by now.
+    """
+    with transaction.atomic():
+        try:
+            connection = _lock(str(hold.connection_id))
+        except ManagedAuthConnection.DoesNotExist:
+            raise LeaseLost(hold.task_id) from None
+        task = tasks.lock_held(hold)
+        observed = None
+        if signed_in is not None:
+            observed = ConnectionStatus.AUTHENTICATED if signed_in else ConnectionStatus.NEEDS_AUTH
+        check = HealthCheck.objects.create(
+            connection=connection,
+            status=observed,
+            previous_status=connection.status,
+            reason=reason[:500],
+            checked_at=now,
+        )
+        connection.last_auth_check_at = now
+        connection.version += 1
+        connection.save(update_fields=["last_auth_check_at", "version"])
+        telling.connection("connection.updated", connection, at=now, actor=hold.worker)
+        if observed is not None:
+            _set_status(connection, observed, reason="health_check", now=now, actor=hold.worker)
+        tasks.finish(task, TaskStatus.COMPLETED, actor=hold.worker, now=now)
+        return check

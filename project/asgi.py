@@ -1,0 +1,36 @@
+"""The ASGI application: streams go to their consumers, before Django's handler; everything else goes to Django."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
+from django.urls import path, re_path
+
+# The consumers below need the models, which exist once this has run.
+django_application = get_asgi_application()
+
+from connections import consumers
+from project.preflight import let_preflight_through
+
+application = ProtocolTypeRouter(
+    {
+        "http": let_preflight_through(
+            django_application,
+            URLRouter(
+                [
+                    path("api/events", consumers.EventsConsumer.as_asgi()),
+                    path(
+                        "auth/connections/<str:connection_id>/events",
+                        consumers.ConnectionEventsConsumer.as_asgi(),
+                    ),
+                    path("live", consumers.LiveConsumer.as_asgi()),
+                    re_path(r"", django_application),
+                ]
+            ),
+        )
+    }
+)

@@ -1,0 +1,103 @@
+"""What every answer of Django goes through: body limit, security headers, addresses behind a proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
+
+Handler = Callable[[HttpRequest], HttpResponse]
+
+#: Pages may load what this server serves, and nothing else. Trusted Types: text becomes HTML only through our two policies.
+POLICY: dict[str, list[str]] = {
+    "default-src": ["'none'"],
+    "script-src": ["'self'"],
+    "style-src": ["'self'"],
+    "connect-src": ["'self'"],
+    "img-src": ["'self'"],
+    "font-src": ["'self'"],
+    "manifest-src": ["'self'"],
+    "form-action": ["'self'"],
+    "base-uri": ["'none'"],
+    "frame-ancestors": ["'none'"],
+    "require-trusted-types-for": ["'script'"],
+    "trusted-types": ["htmx", "switchboard"],
+}
+
+#: Django's admin and Swagger UI are others' pages: still nothing from elsewhere, but inline styles and scripts of their own.
+_LOOSE = {
+    **{name: value for name, value in POLICY.items() if "trusted-types" not in name},
+    "script-src": ["'self'"],
+    "style-src": ["'self'", "'unsafe-inline'"],
+    "img-src": ["'self'", "data:"],
+}
+LOOSER: dict[str, dict[str, list[str]]] = {
+    "/admin/": _LOOSE,
+    "/api/docs": {**_LOOSE, "script-src": ["'self'", "'unsafe-inline'"]},
+}
+
+
+def _policy(path: str) -> dict[str, list[str]]:
+    return next((policy for prefix, policy in LOOSER.items() if path.startswith(prefix)), POLICY)
+
+
+def security_headers(get_response: Handler) -> Handler:
+    """A strict Content-Security-Policy. A view may add sources with ``response.csp_extra = {"frame-ancestors": [...]}``."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        policy = dict(_policy(request.path))
+        for name, sources in getattr(response, "csp_extra", {}).items():
+            policy[name] = [source for source in policy.get(name, []) if source != "'none'"] + list(sources)
+        response.headers.setdefault(
+            "Content-Security-Policy", "; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items())
+        )
+        response.headers.setdefault("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
+        return response
+
+    return middleware
+
+
+def body_limit(get_response: Handler) -> Handler:
+    """A body that says it is too large is refused before anything reads it."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        declared = request.META.get("CONTENT_LENGTH") or "0"
+        if declared.isdigit() and int(declared) > settings.MAX_BODY_BYTES:
+            message = f"A body can have at most {settings.MAX_BODY_BYTES} bytes."
+            return JsonResponse({"code": "payload_too_large", "message": message}, status=413)
+        return get_response(request)
+
+    return middleware
+
+
+def trusted_proxy(get_response: Handler) -> Handler:
+    """Behind a proxy of ``TRUSTED_PROXIES``: the client's address and scheme are what the proxy says.
+
+    From anybody else ``X-Forwarded-For`` is a claim without proof, and is ignored.
+    """
+    networks = [ipaddress.ip_network(proxy) for proxy in settings.TRUSTED_PROXIES]
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        peer = request.META.get("REMOTE_ADDR") or ""
+        if networks and _within(peer, networks):
+            hops = [hop.strip() for hop in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
+            # The last hop that is no proxy of ours is the client: what stands before it the client may have made up.
+            outside = [hop for hop in hops if not _within(hop, networks)]
+            if outside:
+                request.META["REMOTE_ADDR"] = outside[-1]
+            if request.META.get("HTTP_X_FORWARDED_PROTO") == "https":
+                request.META["wsgi.url_scheme"] = "https"
+        return get_response(request)
+
+    return middleware
+
+
+def _within(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)

@@ -1,0 +1,232 @@
+"""Three people (owner, colleague, stranger), and a real server with a real worker for the tests that want one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.core.cache import cache
+from django.utils import timezone
+from rest_framework.test import APIClient
+
+from connections import registry
+from connections.access import Principal, of_user
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache() -> Iterator[None]:
+    """Rate limits of one test are not those of the next."""
+    cache.clear()
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def owner(db: Any) -> User:
+    return User.objects.create_user("owner", password="owner-password")
+
+
+@pytest.fixture
+def colleague(owner: User) -> User:
+    """In the owner's team, and allowed to act."""
+    team = Group.objects.create(name="team")
+    permission = Permission.objects.get(codename="operate_managedauthconnection")
+    team.permissions.add(permission)
+    user = User.objects.create_user("colleague", password="colleague-password")
+    owner.groups.add(team)
+    user.groups.add(team)
+    return user
+
+
+@pytest.fixture
+def stranger(db: Any) -> User:
+    return User.objects.create_user("stranger", password="stranger-password")
+
+
+@pytest.fixture
+def principal(owner: User) -> Principal:
+    return of_user(owner)
+
+
+@pytest.fixture
+def client_of(db: Any) -> Callable[[User], APIClient]:
+    """An API client with a fresh key of that user."""
+
+    def make(user: User) -> APIClient:
+        _, plain = registry.create_api_key(owner_id=user.pk, name="test", now=timezone.now())
+        client = APIClient(raise_request_exception=False)
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {plain}")
+        return client
+
+    return make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclasses.dataclass
+class Running:
+    """A server and a worker as real processes, on SQLite without Redis, in a data directory of their own."""
+
+    url: str
+    env: dict[str, str]
+    data_dir: Path
+    api_key: str
+    other_api_key: str
+    username: str = "admin"
+    password: str = "correct-horse-battery"
+    other_username: str = "other"
+    other_password: str = "staple-battery-horse"
+    processes: dict[str, subprocess.Popen[bytes]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def domain(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def manage(self, *words: str, stdin: str = "", check: bool = True) -> str:
+        """Run a management command; returns what it printed."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *words],
+            cwd=ROOT, env=self.env, input=stdin, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"manage.py {' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def start(self, name: str) -> None:
+        """Start ``server`` or ``worker`` (any name that begins so); its output goes to ``<data_dir>/<name>.log``."""
+        words = {
+            "server": [sys.executable, "-m", "project.server"],
+            "worker": [sys.executable, "manage.py", "run_worker"],
+        }[name.rstrip("0123456789")]
+        with (self.data_dir / f"{name}.log").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                words, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def stop(self, name: str, number: int = signal.SIGTERM) -> int:
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{name} did not stop within 20 s") from None
+
+    def log(self, name: str) -> str:
+        return (self.data_dir / f"{name}.log").read_text(errors="replace")
+
+    def wait_until_up(self) -> None:
+        until(lambda: _answers(f"{self.url}/healthz"), 40, f"the server does not answer:\n{self.log('server')}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], Any], seconds: float, message: str = "it did not happen in time") -> Any:
+    """Wait for a condition; its value when it is true, a failed test when it never is."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(message)
+
+
+_SETUP = """
+import json
+from django.contrib.auth.models import User
+from django.utils import timezone
+from connections import registry
+admin = User.objects.create_superuser("admin", password="correct-horse-battery")
+other = User.objects.create_user("other", password="staple-battery-horse")
+keys = [registry.create_api_key(owner_id=user.pk, name="test", now=timezone.now())[1] for user in (admin, other)]
+print("KEYS", json.dumps(keys))
+"""
+
+
+@contextlib.contextmanager
+def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
+    """A migrated installation with an admin, another user and a key of each; server and worker are started."""
+    port = free_port()
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
+    env = kept | {
+        "PORT": str(port),
+        "DATA_DIR": str(data_dir),
+        "ALLOW_PRIVATE_TARGETS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "DJANGO_SETTINGS_MODULE": "project.settings",
+        **extra,
+    }
+    running = Running(url=f"http://127.0.0.1:{port}", env=env, data_dir=data_dir, api_key="", other_api_key="")
+    running.manage("migrate", "--verbosity", "0")
+    printed = running.manage("shell", "--no-imports", "-c", _SETUP)
+    keys = json.loads(printed.split("KEYS", 1)[1])
+    running.api_key, running.other_api_key = keys
+    try:
+        running.start("server")
+        running.start("worker")
+        running.wait_until_up()
+        yield running
+    finally:
+        for process in running.processes.values():
+            process.terminate()
+        for process in running.processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One installation for all tests that do not stop its processes. Use your own domains and profiles."""
+    with run_switchboard(tmp_path_factory.mktemp("running"), STREAM_LIMIT="100") as started:
+        yield started
+
+
+@pytest.fixture
+def own_running(tmp_path: Path) -> Iterator[Running]:
+    """An installation of this test alone: it may be stopped, killed, filled. The lease is short."""
+    with run_switchboard(tmp_path, LEASE_SECONDS="3", STREAM_LIMIT="100") as started:
+        yield started
+
+
+CHROMIUM = "/usr/bin/chromium"
+CHROMIUM_FLAGS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def missing(what: str) -> None:
+    """A service is not installed: skip at home, fail where everything must run (``REQUIRE_SERVICES=1``)."""
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{what} is missing")
+    pytest.skip(f"{what} is not installed")
