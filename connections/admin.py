@@ -194,6 +194,8 @@ class ConnectionForm(forms.ModelForm):
     profile_name = forms.CharField(
         max_length=255, help_text="The profile; it is made when it does not exist."
     )
+    # Declared, so that a URL is judged by the API's rule alone.
+    login_url = forms.CharField(max_length=2000, required=False, widget=forms.URLInput(attrs={"size": 80}))
     allowed_domains = DomainsField(required=False, help_text="One a line; empty: anywhere.")
 
     class Meta:

@@ -82,7 +82,7 @@ def unauthorized(message: str = "A valid API key is required.", *, code: str = "
     return ApiError(401, code, message)
 
 
-def not_found() -> ApiError:
+def nothing_here() -> ApiError:
     """404, for what does not exist and for what belongs to somebody else."""
     return ApiError(404, "not_found", "There is nothing here.")
 
@@ -166,7 +166,7 @@ def _of_domain(error: BaseException) -> ApiError | None:
         case handoff.TokenExpired():
             return unauthorized("This session has expired.", code="session_expired")
         case access.NotFound() | handoff.UnknownCode() | ObjectDoesNotExist():
-            return not_found()
+            return nothing_here()
     return None
 
 
@@ -194,7 +194,7 @@ def _of_framework(error: BaseException) -> ApiError | None:
         case exceptions.APIException() if error.status_code in _OF_STATUS:
             return ApiError(error.status_code, *_OF_STATUS[error.status_code])
         case Http404():
-            return not_found()
+            return nothing_here()
         case PermissionDenied():
             return ApiError(403, *_OF_STATUS[403])
         case RequestDataTooBig():
@@ -236,21 +236,21 @@ def _answer(request: HttpRequest, error: ApiError) -> HttpResponse:
     return HttpResponse(page, status=error.status)
 
 
-def handler400(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
+def bad_request(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
     """A request that Django itself refused."""
     return _answer(request, ApiError(400, *_OF_STATUS[400]))
 
 
-def handler403(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
+def permission_denied(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
     """Not allowed."""
     return _answer(request, ApiError(403, *_OF_STATUS[403]))
 
 
-def handler404(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
+def not_found(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
     """An address that does not exist."""
-    return _answer(request, not_found())
+    return _answer(request, nothing_here())
 
 
-def handler500(request: HttpRequest) -> HttpResponse:
+def server_error(request: HttpRequest) -> HttpResponse:
     """Something broke outside of the API's views. Django has logged it."""
     return _answer(request, ApiError(500, "internal_error", "Something went wrong here."))

@@ -66,12 +66,9 @@ _ENDED_TEXT = "Ask whoever sent you this link for a new one."
 
 
 def card_html(flow_id: str) -> str:
-    """The card of a flow's present state as HTML, the same for every viewer.
-
-    :raises LoginFlow.DoesNotExist: the connection was deleted.
-    """
-    flow = LoginFlow.objects.select_related("connection__profile").get(pk=flow_id)
-    return _html(card_of(flow, now=timezone.now()))
+    """The card of a flow's present state as HTML, the same for every viewer. A flow that was deleted has ended."""
+    flow = LoginFlow.objects.select_related("connection__profile").filter(pk=flow_id).first()
+    return _html(expired_card() if flow is None else card_of(flow, now=timezone.now()))
 
 
 def _html(card: Json) -> str:
@@ -453,6 +450,9 @@ def page(request: HttpRequest, connection_id: str) -> HttpResponse:
         if isinstance(found, LoginFlow):
             return _shell(request, connection_id, card_of(found, now=now), urls=urls, keep=True)
         return _refusal(request, connection_id, error, urls=urls, keep=True)
+    if isinstance(found, LoginFlow) and found.id == flow.id:
+        # A reload within the seconds in which the code could be exchanged again: there is nothing left to exchange.
+        return _shell(request, connection_id, card_of(found, now=now), urls=urls, keep=True)
     return _shell(request, connection_id, prime_card(flow), urls=urls, keep=True, code=code)
 
 

@@ -91,7 +91,7 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)
         thread, self._thread = self._thread, None
         if thread is not None:
-            await asyncio.get_running_loop().run_in_executor(thread, connection.close)
+            await asyncio.get_running_loop().run_in_executor(thread, lambda: connection.close())
             thread.shutdown(wait=False)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

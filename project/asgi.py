@@ -28,7 +28,7 @@ application = ProtocolTypeRouter(
                         consumers.ConnectionEventsConsumer.as_asgi(),
                     ),
                     path("live", consumers.LiveConsumer.as_asgi()),
-                    re_path(r"", django_application),
+                    re_path(r"", django_application),  # type: ignore[arg-type]
                 ]
             ),
         )

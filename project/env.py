@@ -81,6 +81,11 @@ def _origin(name: str, value: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def _origins(env: Env, name: str) -> list[str]:
+    values: list[str] = env.list(name, [])
+    return [_origin(name, value) for value in values]
+
+
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise WrongSetting(name, f"{value:g} is not between {low:g} and {high:g}")
@@ -136,18 +141,18 @@ def _read(env: Env) -> Knobs:
     base_url = env.str("BASE_URL", "").rstrip("/") or f"http://{shown_host}:{port}"
     if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).netloc:
         raise WrongSetting("BASE_URL", f"{base_url!r} is not a URL such as https://switchboard.example.com")
-    allowed_hosts = env.list("ALLOWED_HOSTS", [])
+    allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
     if not allowed_hosts:
         named = urlsplit(base_url).hostname or host
         allowed_hosts = sorted({"localhost", "127.0.0.1", "[::1]", host, f"[{named}]" if ":" in named else named})
-    trusted_proxies = env.list("TRUSTED_PROXIES", [])
+    trusted_proxies: list[str] = env.list("TRUSTED_PROXIES", [])
     for proxy in trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise WrongSetting("TRUSTED_PROXIES", f"{proxy!r} is not an address or network") from error
 
-    encryption_keys = env.list("ENCRYPTION_KEYS", [])
+    encryption_keys: list[str] = env.list("ENCRYPTION_KEYS", [])
     if not encryption_keys:
         encryption_keys = _secret_file(data_dir / "encryption.key", Fernet.generate_key()).split()
     for key in encryption_keys:
@@ -171,9 +176,9 @@ def _read(env: Env) -> Knobs:
         trusted_proxies=trusted_proxies,
         database=database,
         redis_url=redis_url,
-        cors_origins=[_origin("CORS_ORIGINS", value) for value in env.list("CORS_ORIGINS", [])],
-        return_urls=[_origin("RETURN_URLS", value) for value in env.list("RETURN_URLS", [])],
-        frame_ancestors=[_origin("FRAME_ANCESTORS", value) for value in env.list("FRAME_ANCESTORS", [])],
+        cors_origins=_origins(env, "CORS_ORIGINS"),
+        return_urls=_origins(env, "RETURN_URLS"),
+        frame_ancestors=_origins(env, "FRAME_ANCESTORS"),
         allow_private_targets=env.bool("ALLOW_PRIVATE_TARGETS", False),
         secret_key=secret_key,
         encryption_keys=encryption_keys,

@@ -14,6 +14,7 @@ import errno
 import os
 import queue
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -288,7 +289,7 @@ def answers(host: str, port: int) -> bool:
 
 def wait_for_server(host: str, port: int, happened: queue.SimpleQueue[Happening]) -> Happening | None:
     """Wait until the server answers; a signal or a death on the way is handed back."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (looked at, not bound)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if answers(reachable, port):
@@ -303,14 +304,23 @@ def wait_for_server(host: str, port: int, happened: queue.SimpleQueue[Happening]
 # ── What is said ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def manage_command() -> str:
+    """How to call ``manage.py`` so that it means this installation: with the knobs that were set for this start."""
+    names = ("DATA_DIR", "HOST", "PORT", "BASE_URL")
+    knobs = [f"{name}={shlex.quote(os.environ[name])}" for name in names if os.environ.get(name)]
+    if os.environ.get("DATABASE_URL"):
+        # Its value holds a password.
+        knobs.append("DATABASE_URL=...")
+    return " ".join([*knobs, ".venv/bin/python manage.py"])
+
+
 def greeting(admin: Admin) -> list[str]:
     """Where it runs, who may sign in, and what to do next."""
     url = settings.BASE_URL
+    manage = manage_command()
     lines = ["", f"  Switchboard runs on {url}", f"  Sign in as      {admin.name}"]
     if admin.password is None:
-        lines.append(
-            f"  Password        as before (forgotten: .venv/bin/python manage.py changepassword {admin.name})"
-        )
+        lines.append(f"  Password        as before (forgotten: {manage} changepassword {admin.name})")
     elif admin.chosen:
         lines.append("  Password        the one in ADMIN_PASSWORD")
     else:
@@ -320,8 +330,8 @@ def greeting(admin: Admin) -> list[str]:
         "",
         "  What next:",
         f"    1. Open {url} and add a connection: a web site, and a profile that stays logged in to it.",
-        "    2. Make an API key for the SDK: .venv/bin/python manage.py create_api_key --name laptop",
-        "    3. Or stay in the terminal:     .venv/bin/python manage.py connect example.com --profile me",
+        f"    2. Make an API key for the SDK: {manage} create_api_key --name laptop",
+        f"    3. Or stay in the terminal:     {manage} connect example.com --profile me",
     ]
     loopback = settings.KNOBS.host in ("127.0.0.1", "::1", "localhost")
     if settings.ALLOW_PRIVATE_TARGETS and not loopback:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from typing import Any
 
@@ -19,8 +18,11 @@ from twisted.internet import defer, reactor
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from events import consumers
+# First: it sets Django up, and the rooms below need that.
 from project.asgi import application
+
+# isort: split
+from events import consumers
 
 logger = logging.getLogger(__name__)
 
@@ -113,5 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
     sys.exit(main())

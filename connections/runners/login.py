@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from channels.db import database_sync_to_async
 from django.conf import settings
@@ -160,7 +160,7 @@ def load_target(connection_id: str) -> Target:
         if credential.totp_secret is not None:
             totp = Totp(
                 secret=vault.unseal(credential.totp_secret),
-                algorithm=credential.totp_algorithm,
+                algorithm=cast("Any", credential.totp_algorithm),
                 digits=credential.totp_digits,
                 period=credential.totp_period,
             )
@@ -198,7 +198,7 @@ async def run_login(hold: Hold, bell: asyncio.Event, driver: Driver) -> None:
         return
     except DriverFailed as failure:
         await _fail(hold, failure.code, failure.message, failure.website_error or "")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (logged, and told: a flow never hangs because of a fault of ours)
         _log_without_values(hold, error)
         await _fail(hold, "internal_error", "Something went wrong inside Switchboard while logging in.", "")
 
@@ -225,7 +225,7 @@ async def run_check(hold: Hold, driver: Driver) -> None:
         return
     except DriverFailed as failure:
         reason = failure.message
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (logged, and recorded as inconclusive)
         _log_without_values(hold, error)
         reason = "The check broke."
     with contextlib.suppress(LeaseLost):

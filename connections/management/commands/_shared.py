@@ -44,6 +44,9 @@ SEALED_COLUMNS: tuple[tuple[type[models.Model], str], ...] = (
 class SwitchboardCommand(BaseCommand):
     """A command that acts as ``command <name>`` and prints JSON when asked to."""
 
+    # Django's checks load every page and its URLs, which a command has no use for.
+    requires_system_checks: list[str] = []
+
     def add_json(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -20,7 +21,7 @@ from events.envelope import topic_of
 #: Seconds that a task may wait for a worker before somebody should be told.
 NO_WORKER_SECONDS = 3.0
 
-_SAID = {
+SAID = {
     FlowStep.DISCOVERING: "looking at the site",
     FlowStep.AWAITING_INPUT: "the site asks for something",
     FlowStep.AWAITING_EXTERNAL_ACTION: "waiting for something done elsewhere",
@@ -50,18 +51,27 @@ class Command(_shared.SwitchboardCommand):
         self.stdout.write(f"Logging in to {row.domain} as {row.profile.name}")
         self.stdout.write(f"In the browser instead: {payloads.hosted_url(row.id, code)}")
         try:
-            with _worker.beside(wanted=options["worker"]):
-                over = self._attend(row, flow, cursor, hint=not options["worker"])
+            with _worker.beside(wanted=options["worker"]) as check_worker:
+                over = self._attend(row, flow, cursor, hint=not options["worker"], check_worker=check_worker)
         except (KeyboardInterrupt, EOFError) as error:
             self._leave(row, keep=options["keep"], asked=isinstance(error, KeyboardInterrupt))
             return
         self._report(over)
 
-    def _attend(self, row: ManagedAuthConnection, flow: LoginFlow, cursor: int, *, hint: bool) -> LoginFlow:
+    def _attend(
+        self,
+        row: ManagedAuthConnection,
+        flow: LoginFlow,
+        cursor: int,
+        *,
+        hint: bool,
+        check_worker: Callable[[], None],
+    ) -> LoginFlow:
         """Show and ask until the flow is over; returns it."""
         asked = ""
         started = time.monotonic()
         while True:
+            check_worker()
             cursor = self._show(flow, cursor)
             transitions.expire_if_due(connection_id=row.id, now=_shared.now())
             flow.refresh_from_db()
@@ -100,7 +110,7 @@ class Command(_shared.SwitchboardCommand):
             ):
                 continue
             step = FlowStep(event.data["flow_step"])
-            text = event.data.get("external_action_message") or _SAID.get(step, step.label.lower())
+            text = event.data.get("external_action_message") or SAID.get(step, step.label.lower())
             self.stdout.write(f"{event.at.astimezone():%H:%M:%S}  {text}")
             if event.data.get("live_view_url"):
                 self.stdout.write(f"          {event.data['live_view_url']}")

@@ -21,7 +21,10 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--concurrency", type=int, default=50, help="how many tasks at once (default 50); most of them wait"
+            "--concurrency",
+            type=int,
+            default=50,
+            help="how many tasks at once (default 50); most of them wait",
         )
 
     def handle(self, *args: Any, concurrency: int, **options: Any) -> None:

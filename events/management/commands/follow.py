@@ -52,6 +52,8 @@ def as_text(event: Event) -> str:
 
 
 class Command(BaseCommand):
+    # Django's checks load every page and its URLs, which this has no use for.
+    requires_system_checks: list[str] = []
     help = "Show events of the log as they happen, until Ctrl-C."
 
     def add_arguments(self, parser: CommandParser) -> None:

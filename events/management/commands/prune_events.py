@@ -25,7 +25,7 @@ def moment(text: str) -> dt.datetime:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date that exists") from error
     if day is not None:
-        found = dt.datetime(day.year, day.month, day.day)
+        found = dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-01-31 or 2026-01-31T12:00:00Z")
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
@@ -39,6 +39,8 @@ def days(text: str) -> int:
 
 
 class Command(BaseCommand):
+    # Django's checks load every page and its URLs, which this has no use for.
+    requires_system_checks: list[str] = []
     help = "Delete old events from the log. Streams that want to continue from before them are told to read the state again."
 
     def add_arguments(self, parser: CommandParser) -> None:

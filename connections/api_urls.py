@@ -1,0 +1,32 @@
+"""Addresses of the API. The two streams are routed before Django, in ``project/asgi.py``."""
+
+from __future__ import annotations
+
+from django.urls import path, re_path
+
+from connections import api
+
+_CONNECTION = "auth/connections/<str:connection_id>"
+
+urlpatterns = [
+    path("auth/connections", api.Connections.as_view()),
+    path(_CONNECTION, api.Connection.as_view()),
+    path(f"{_CONNECTION}/login", api.Login.as_view()),
+    path(f"{_CONNECTION}/submit", api.Submit.as_view()),
+    path(f"{_CONNECTION}/exchange", api.Exchange.as_view()),
+    path(f"{_CONNECTION}/timeline", api.Timeline.as_view()),
+    path(f"{_CONNECTION}/cancel", api.Cancel.as_view()),
+    path(f"{_CONNECTION}/check", api.Check.as_view()),
+    path(f"{_CONNECTION}/handoff", api.Handoff.as_view()),
+    path("credentials", api.Credentials.as_view()),
+    # Names may contain slashes, so the longer addresses come first.
+    path("credentials/<path:id_or_name>/totp-code", api.TotpCode.as_view()),
+    path("credentials/<path:id_or_name>", api.Credential.as_view()),
+    path("profiles", api.Profiles.as_view()),
+    path("profiles/<path:id_or_name>/download", api.ProfileDownload.as_view()),
+    path("profiles/<path:id_or_name>", api.Profile.as_view()),
+    path("api/schema", api.Schema.as_view(), name="api-schema"),
+    path("api/docs", api.Docs.as_view(), name="api-docs"),
+    # Last: with DEBUG on, Django would answer an unknown address with a page.
+    re_path(r"^(?:auth|credentials|profiles|api)(?:/.*)?$", api.Nothing.as_view()),
+]

@@ -1,0 +1,294 @@
+"""The OpenAPI document: what drf-spectacular cannot see by itself.
+
+Answers are described by the TypedDicts of ``payloads.py``, each as a component of its own, so that the document and the
+code cannot say different things. The streams are ASGI consumers and no views; they are added by hand.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import ResolvedComponent, resolve_type_hint
+from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import serializers
+
+from connections import inputs, payloads
+from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskKind, TaskStatus
+
+Json = dict[str, Any]
+
+
+class DetailShape(TypedDict):
+    code: str
+    message: str
+
+
+class _ErrorBase(TypedDict):
+    code: str
+    message: str
+
+
+class ErrorShape(_ErrorBase, total=False):
+    """The body of every answer that is an error."""
+
+    details: list[DetailShape]
+    inner_error: DetailShape
+    existing_id: str
+
+
+class AcceptedShape(TypedDict):
+    accepted: bool
+
+
+class ExchangeShape(TypedDict):
+    invocation_id: str
+    jwt: str
+
+
+class TotpCodeShape(TypedDict):
+    code: str
+    expires_at: str
+
+
+class Described(serializers.Serializer[Any]):
+    """Stands for a TypedDict where drf-spectacular wants a serializer. Made by :func:`shape`."""
+
+    hint: type
+
+
+_described: dict[type, type[Described]] = {}
+
+
+def shape(hint: type, *, many: bool = False) -> Described:
+    """An answer of this TypedDict (or a list of them)."""
+    if hint not in _described:
+        name = f"{_name(hint)}Answer"
+        _described[hint] = type(name, (Described,), {"hint": hint, "__doc__": hint.__doc__})
+    described = _described[hint](many=many)
+    assert isinstance(described, serializers.BaseSerializer)
+    return described  # type: ignore[return-value]
+
+
+def _name(hint: type) -> str:
+    return hint.__name__.lstrip("_").removesuffix("Shape").removesuffix("Fields")
+
+
+#: The values of the members that are one of a few; the TypedDicts say only ``str``.
+_ENUMS: dict[tuple[type, str], type] = {
+    (payloads.ManagedAuthShape, "status"): ConnectionStatus,
+    (payloads.ManagedAuthShape, "flow_status"): FlowStatus,
+    (payloads.ManagedAuthShape, "flow_step"): FlowStep,
+    (payloads.ManagedAuthShape, "flow_type"): FlowType,
+    (payloads.LoginShape, "flow_type"): FlowType,
+    (payloads.TaskShape, "status"): TaskStatus,
+    (payloads.TaskShape, "kind"): TaskKind,
+}
+
+
+def _schema_of(hint: Any, auto_schema: AutoSchema) -> Json:
+    """As ``resolve_type_hint``, but a TypedDict becomes a component and a reference to it."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        inner = [argument for argument in get_args(hint) if argument is not type(None)]
+        if len(inner) == 1:
+            return {**_schema_of(inner[0], auto_schema), "nullable": True}
+    if origin is list:
+        return {"type": "array", "items": _schema_of(get_args(hint)[0], auto_schema)}
+    if is_typeddict(hint):
+        component = ResolvedComponent(
+            name=_name(hint), type=ResolvedComponent.SCHEMA, object=hint, schema=_object(hint, auto_schema)
+        )
+        auto_schema.registry.register_on_missing(component)
+        return dict(component.ref)
+    return dict(resolve_type_hint(hint))
+
+
+def _object(hint: Any, auto_schema: AutoSchema) -> Json:
+    properties = {}
+    for name, inner in get_type_hints(hint).items():
+        schema = _schema_of(inner, auto_schema)
+        choices = _ENUMS.get((hint, name))
+        if choices is not None:
+            schema["enum"] = list(choices.values) + ([None] if schema.get("nullable") else [])  # type: ignore[attr-defined]
+        properties[name] = schema
+    described: Json = {"type": "object", "properties": properties}
+    if hint.__required_keys__:
+        described["required"] = sorted(hint.__required_keys__)
+    if hint.__doc__:
+        described["description"] = hint.__doc__.strip()
+    return described
+
+
+class _DescribedExtension(OpenApiSerializerExtension):
+    target_class = Described
+    match_subclasses = True
+
+    def get_name(self, auto_schema: AutoSchema, direction: Direction) -> str:
+        return _name(self.target.hint)
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> Json:
+        return _object(self.target.hint, auto_schema)
+
+
+class _ClosedExtension(OpenApiSerializerExtension):
+    target_class = inputs.Closed
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> Json:
+        schema: Json = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        return {**schema, "additionalProperties": False}
+
+
+class _BearerExtension(OpenApiAuthenticationExtension):
+    target_class = "connections.authentication.BearerAuthentication"
+    name = "bearer"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Json:
+        return {
+            "type": "http",
+            "scheme": "bearer",
+            "description": (
+                "An API key (sk_…). The session token of /exchange works on GET, /submit and /events of its own "
+                "connection, and nowhere else."
+            ),
+        }
+
+
+_ERRORS = {
+    400: "The request is not valid: unknown keys, wrong types, or the code says what.",
+    401: "No valid key or session token.",
+    403: "Not allowed for this caller.",
+    404: "There is no such object for this caller.",
+    409: "This is not possible right now, or exists already.",
+    410: "The login has ended.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    429: "Too many requests; Retry-After says how many seconds to wait.",
+}
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="1 to 255 printable characters. The same key and body get the same answer for 24 hours.",
+)
+PAGE = [
+    OpenApiParameter("limit", int, description="1 to 100, 20 by default; more is clamped."),
+    OpenApiParameter("offset", int, description="How many to skip."),
+]
+_PAGE_HEADERS = [
+    OpenApiParameter("X-Has-More", bool, OpenApiParameter.HEADER, response=[200], description="Whether there are more."),
+    OpenApiParameter(
+        "X-Next-Offset", int, OpenApiParameter.HEADER, response=[200], description="The next offset; 0 on the last page."
+    ),
+]
+
+
+def operation(
+    name: str,
+    summary: str,
+    *,
+    tag: str,
+    success: int = 200,
+    answer: Any = None,
+    takes: type[inputs.Closed] | None = None,
+    errors: tuple[int, ...] = (),
+    query: list[OpenApiParameter] | None = None,
+    post: bool = False,
+    paged: bool = False,
+    public: bool = False,
+) -> Any:
+    """The description of one operation. 401 (unless ``public``) and what every body can get wrong are added."""
+    wrong = set(errors) | (set() if public else {401})
+    if takes is not None:
+        wrong |= {400, 413, 415}
+    parameters = list(query or [])
+    if post:
+        parameters.append(IDEMPOTENCY_KEY)
+        wrong |= {400, 409}
+    if paged:
+        parameters += [*PAGE, *_PAGE_HEADERS]
+        wrong |= {400}
+    responses: dict[int, Any] = {
+        success: OpenApiResponse(answer, description="Done." if answer is None else "")
+    }
+    for status in sorted(wrong):
+        responses[status] = OpenApiResponse(shape(ErrorShape), description=_ERRORS[status])
+    extra: dict[str, Any] = {"auth": []} if public else {}
+    return extend_schema(
+        operation_id=name,
+        summary=summary,
+        tags=[tag],
+        request=takes,
+        responses=responses,
+        parameters=parameters,
+        **extra,
+    )
+
+
+def _stream(name: str, summary: str, tag: str, parameters: list[Json], errors: tuple[int, ...]) -> Json:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    described = {**_ERRORS, 503: "The process is full or stopping; Retry-After says when to come again."}
+    return {
+        "get": {
+            "operationId": name,
+            "summary": summary,
+            "tags": [tag],
+            "parameters": parameters,
+            "security": [{"bearer": []}],
+            "responses": {
+                "200": {
+                    "description": "Server-sent events, UTF-8, until the end of the stream.",
+                    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+                },
+                **{str(status): {"description": described[status], "content": error} for status in errors},
+            },
+        }
+    }
+
+
+def _parameter(name: str, where: Literal["path", "query", "header"], text: str) -> Json:
+    return {
+        "in": where,
+        "name": name,
+        "schema": {"type": "string"},
+        "description": text,
+        **({"required": True} if where == "path" else {}),
+    }
+
+
+#: events/consumers.py and connections/consumers.py answer these, before Django's URLs are asked.
+STREAMS: Json = {
+    "/auth/connections/{connection_id}/events": _stream(
+        "followConnection",
+        "Follow a connection: its present state, then one event per change; ends with the login.",
+        "connections",
+        [_parameter("connection_id", "path", "The connection.")],
+        (401, 404, 410, 429, 503),
+    ),
+    "/api/events": _stream(
+        "followEvents",
+        "Follow everything that the caller may see.",
+        "events",
+        [
+            _parameter("topics", "query", "Comma separated: connections, tasks, clients, or kind:id. All by default."),
+            _parameter("after", "query", "A cursor: the id of the last event seen. Live from now without one."),
+            _parameter("Last-Event-ID", "header", "As after, and wins over it."),
+            _parameter("cid", "query", "The stable id of a browser tab."),
+            _parameter("page", "query", "A nonce of the page load, together with cid."),
+        ],
+        (400, 401, 429, 503),
+    ),
+}
+
+
+class Generator(SchemaGenerator):
+    """The document with the streams in it."""
+
+    def get_schema(self, request: Any = None, public: bool = False) -> Json:
+        document: Json = super().get_schema(request, public)
+        document["paths"] = dict(sorted({**document["paths"], **STREAMS}.items()))
+        return document
