@@ -22,7 +22,7 @@ run: $(VENV)/.runtime ## Start server and worker on http://127.0.0.1:8000 (PORT=
 
 test: $(VENV)/.dev browser ## Run every test (ARGS="-k A28" for some of them)
 	@if ! command -v node >/dev/null 2>&1; then echo "node is missing: the tests of the scripts (tests/js) are left out"; \
-	elif [ -d tests/js ]; then node --test tests/js/; fi
+	else node --test tests/js/*.test.mjs; fi
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.dev ## Check style, types, the law of imports, and that no migration is missing

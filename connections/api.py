@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from django.db.models import CharField, F, OuterRef, Q, QuerySet, Subquery, Value
-from django.http.response import HttpResponseBase
 from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, OpenApiTypes, extend_schema
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
@@ -48,7 +47,7 @@ class Operation(APIView):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         self.now = timezone.now()
-        caller = request.user
+        caller: Any = request.user
         if isinstance(caller, Principal) and caller.is_page:
             own = caller.connection_id == kwargs.get("connection_id")
             if not own or request.method not in self.page_methods:
@@ -59,17 +58,14 @@ class Operation(APIView):
     @property
     def principal(self) -> Principal:
         """The caller."""
-        caller = self.request.user
+        caller: Any = self.request.user
         assert isinstance(caller, Principal)
         return caller
 
-    def finalize_response(
-        self, request: Request, response: HttpResponseBase, *args: Any, **kwargs: Any
-    ) -> HttpResponseBase:
-        answer = super().finalize_response(request, response, *args, **kwargs)
-        # States and codes are of this moment and for this caller.
-        answer.headers.setdefault("Cache-Control", "no-store")
-        return answer
+    @property
+    def default_response_headers(self) -> dict[str, str]:
+        """States and codes are of this moment and for this caller."""
+        return {**super().default_response_headers, "Cache-Control": "no-store"}
 
     def raw_body(self) -> bytes:
         """The body as bytes. Read here and not by DRF, which takes a chunked body for an empty one.
@@ -789,7 +785,7 @@ class Schema(SpectacularAPIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
     content_negotiation_class = DefaultContentNegotiation
-    renderer_classes = (JSONRenderer, *SpectacularAPIView.renderer_classes)
+    renderer_classes = [JSONRenderer, *SpectacularAPIView.renderer_classes]
     generator_class = openapi.Generator
 
 

@@ -74,7 +74,8 @@ def cursor_of(scope: Any, parameter: str) -> int | None:
     raw = headers_of(scope).get("last-event-id") or query_of(scope).get(parameter) or ""
     if not raw:
         return None
-    if not raw.isascii() or not raw.isdigit() or int(raw) > MAX_CURSOR:
+    # Its length is looked at first: int() refuses thousands of digits with an error of its own.
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 19 or int(raw) > MAX_CURSOR:
         raise Refused(400, "invalid_cursor", "A cursor is the id of an event: a whole number, not negative.")
     return int(raw)
 
@@ -152,6 +153,9 @@ class ConnectionEventsConsumer(EventStreamConsumer):
             by_cookie = True
         else:
             principal = caller(self.scope, now=now)
+        if principal.is_page and principal.connection_id != self.connection_id:
+            # Row A02: the token of another flow opens nothing, and does not learn what exists.
+            raise Refused(401, "unauthorized", "This session token does not work here.")
         try:
             row = visible(principal, ManagedAuthConnection.objects.all(), self.connection_id)
         except NotFound:
@@ -166,9 +170,9 @@ class ConnectionEventsConsumer(EventStreamConsumer):
         try:
             return handoff.principal_of_token(token, now=now)
         except handoff.TokenExpired as error:
-            raise Refused(401, "session_expired", str(error)) from error
+            raise Refused(401, "session_expired", "The session of this page has expired.") from error
         except handoff.TokenOver as error:
-            raise Refused(410, "flow_over", str(error)) from error
+            raise Refused(410, "flow_over", "This login is over.") from error
 
     async def opening(self, grant: Grant) -> list[bytes]:
         state = await self._present_state(grant.state[0])

@@ -155,7 +155,7 @@ def _of_domain(error: BaseException) -> ApiError | None:
         case transitions.StaleInteraction():
             return ApiError(400, "stale_interaction", str(error))
         case transitions.InvalidSubmission():
-            return ApiError(400, "invalid_submission", str(error), details=error.details)
+            return ApiError(400, "invalid_submission", str(error), details=[dict(detail) for detail in error.details])
         case transitions.FlowOver():
             message = "This login has ended." if error.flow is not None else "No login is running."
             return ApiError(410, "no_active_flow", message)
@@ -188,7 +188,7 @@ def _of_framework(error: BaseException) -> ApiError | None:
         case exceptions.MethodNotAllowed():
             return ApiError(405, "method_not_allowed", "This method is not allowed here.")
         case exceptions.Throttled():
-            return rate_limited(round(error.wait or 1))
+            return rate_limited(1)
         case exceptions.ParseError():
             return ApiError(400, "invalid_json", "The body is not valid JSON.")
         case exceptions.APIException() if error.status_code in _OF_STATUS:

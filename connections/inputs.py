@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from django.conf import settings
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
+from rest_framework.fields import empty
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
@@ -409,9 +410,11 @@ class HostRoots(serializers.ListField):
     """``allowed_domains``: each once, in the order given."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(child=HostRoot(max_length=MAX_NAME), max_length=MAX_KEYS, **kwargs)
+        super().__init__(child=HostRoot(max_length=MAX_NAME), **kwargs)
 
     def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, list) and len(data) > MAX_KEYS:
+            raise serializers.ValidationError(f"It may have at most {MAX_KEYS} entries.")
         return list(dict.fromkeys(super().to_internal_value(data)))
 
 
@@ -462,10 +465,16 @@ class TotpSecret(Text):
         text = super().to_internal_value(data)
         if not text:
             return None
+        # Here and not as ``max_length``: DRF's validators would get the parsed secret.
+        if len(text) > 2000:
+            raise serializers.ValidationError("It may have at most 2000 characters.")
         try:
             return parse_totp(text)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from None
+
+    def run_validation(self, data: Any = empty) -> Any:
+        return None if data == "" else super().run_validation(data)
 
 
 # ── Schemas ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -566,7 +575,7 @@ class Empty(Closed):
 
 class _Totp(Closed):
     sso_provider = Text(required=False, max_length=40, allow_blank=True, allow_null=True)
-    totp_secret = TotpSecret(required=False, max_length=2000, allow_blank=True)
+    totp_secret = TotpSecret(required=False, allow_blank=True)
     totp_algorithm = OneOf(ALGORITHMS, required=False)
     totp_digits = Whole(required=False, min_value=6, max_value=10)
     totp_period = Whole(required=False, min_value=1, max_value=3600)

@@ -271,10 +271,15 @@ def _legacy_field(field: Json) -> DiscoveredFieldShape:
     ) | {"selector": field.get("observed_selector") or ""}
 
 
-def _mfa_option(choice: Json) -> MfaOptionShape:
+def legacy_mfa_type(choice: Json) -> str:
+    """The type under which older clients see a second factor, and send it back."""
     kind = choice.get("mfa_type")
+    return kind if kind in _LEGACY_MFA else "switch"
+
+
+def _mfa_option(choice: Json) -> MfaOptionShape:
     return _present(
-        type=kind if kind in _LEGACY_MFA else "switch",
+        type=legacy_mfa_type(choice),
         label=choice["label"],
         target=choice.get("masked_destination"),
         description=choice.get("description"),

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from django.conf import settings
-from django.db import DatabaseError
 from django.db.models import Q
 
 from connections import transitions
@@ -29,14 +28,23 @@ def expire_flows(now: dt.datetime) -> int:
         Q(expires_at__lte=now) | Q(step=FlowStep.AWAITING_INPUT, input_expires_at__lte=now)
     )
     ids = list(due.values_list("connection_id", flat=True)[:LIMIT])
-    return sum(transitions.expire_if_due(connection_id=pk, now=now) for pk in ids)
+    return sum(_one_by_one(lambda pk: transitions.expire_if_due(connection_id=pk, now=now), ids))
 
 
 def rescue_tasks(now: dt.datetime) -> int:
     """Tasks whose worker let its lease run out."""
     lost = Task.objects.filter(status__in=TASK_HELD, lease_expires_at__lte=now)
     ids = list(lost.order_by("lease_expires_at").values_list("pk", flat=True)[:LIMIT])
-    return sum(transitions.rescue(task_id=pk, now=now) for pk in ids)
+    return sum(_one_by_one(lambda pk: transitions.rescue(task_id=pk, now=now), ids))
+
+
+def _one_by_one(verb: Callable[[str], bool], ids: Iterable[str]) -> Iterator[bool]:
+    """Each by itself: a row that breaks is logged, and the ones after it have their turn."""
+    for pk in ids:
+        try:
+            yield verb(pk)
+        except Exception:
+            logger.exception("the reconciler could not deal with %s; the next tick tries again", pk)
 
 
 def prune_log(now: dt.datetime) -> int:
@@ -64,7 +72,7 @@ def run(sweeps: tuple[Sweep, ...], *, now: dt.datetime) -> dict[str, int]:
     for sweep in sweeps:
         try:
             done[sweep.__name__] = sweep(now)
-        except DatabaseError:
+        except Exception:
             logger.exception("the sweep %s broke; the next tick tries again", sweep.__name__)
             done[sweep.__name__] = -1
     return done

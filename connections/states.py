@@ -15,8 +15,10 @@ A login flow (wire contract, section 4)::
 
 A task::
 
-    queued ─▶ running ⇄ waiting_for_input ─▶ completed | failed | killed     (final)
-    running | waiting_for_input ─▶ queued (its worker stopped or died)
+    queued               ─▶ running | failed | killed
+    running              ─▶ waiting_for_input | queued (its worker stopped or died) | end
+    waiting_for_input    ─▶ running | queued (its worker stopped or died) | end
+    end = completed | failed | killed, all final
 
 A connection is ``NEEDS_AUTH`` or ``AUTHENTICATED``: the last known state of its profile on that site.
 """

@@ -500,7 +500,8 @@ def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, 
     if answer.mfa_option_id is not None:
         wanted = answer.mfa_option_id
         return {}, pick(
-            lambda c: c["type"] == "mfa_method" and wanted in (c.get("mfa_type") or "switch", c["id"], c["label"])
+            lambda c: c["type"] == "mfa_method"
+            and wanted in (payloads.legacy_mfa_type(c), c.get("mfa_type"), c["id"], c["label"])
         )
     if answer.sign_in_option_id is not None:
         return {}, pick(
@@ -508,7 +509,7 @@ def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, 
         )
     if answer.sso_button_selector is not None:
         return {}, pick(
-            lambda c: c["type"] == "sso_provider" and c.get("observed_selector") == answer.sso_button_selector
+            lambda c: c["type"] == "sso_provider" and (c.get("observed_selector") or "") == answer.sso_button_selector
         )
     if answer.sso_provider is not None:
         return {}, pick(
@@ -563,7 +564,11 @@ def expire_if_due(*, connection_id: str, now: dt.datetime) -> bool:
     if running is None or not running.is_due(now):
         return False
     with transaction.atomic():
-        flow = _running(_lock(connection_id))
+        try:
+            flow = _running(_lock(connection_id))
+        except ManagedAuthConnection.DoesNotExist:
+            # Deleted since the look above, and its flow with it.
+            return False
         if flow is None or not flow.is_due(now):
             return False
         _expire(flow, now=now)
@@ -814,14 +819,17 @@ def give_back(*, hold: Hold, now: dt.datetime) -> None:
     with transaction.atomic():
         try:
             if hold.flow_id is None:
-                tasks.requeue(tasks.lock_held(hold), actor=hold.worker, now=now)
-                return
-            flow, task = _lock_held_flow(hold, now)
+                flow, task = None, tasks.lock_held(hold)
+            else:
+                flow, task = _lock_held_flow(hold, now)
         except (LeaseLost, FlowOver):
             return
         # Stopping on purpose is not an attempt that went wrong.
         task.attempts -= 1
-        _restart(flow, task, actor=hold.worker, now=now)
+        if flow is None:
+            tasks.requeue(task, actor=hold.worker, now=now)
+        else:
+            _restart(flow, task, actor=hold.worker, now=now)
 
 
 def rescue(*, task_id: str, now: dt.datetime) -> bool:
@@ -833,7 +841,11 @@ def rescue(*, task_id: str, now: dt.datetime) -> bool:
     with transaction.atomic():
         flow = None
         if connection_id is not None and flow_id is not None:
-            connection = _lock(connection_id)
+            try:
+                connection = _lock(connection_id)
+            except ManagedAuthConnection.DoesNotExist:
+                # Deleted since the look above, which ended its tasks.
+                return False
             flow = connection.flows.select_for_update().filter(pk=flow_id).first()
             if flow is not None:
                 flow.connection = connection

@@ -410,7 +410,8 @@ def connection_new(visit: Visit) -> HttpResponse:
             if visit.request.POST.get("start"):
                 transitions.start_login(connection_id=row.id, actor=visit.principal, now=timezone.now())
             return redirect("connection", row.id)
-    context = {"section": "connections", "form": form, "existing_id": existing_id}
+    profiles = Profile.objects.filter(owner_id=owner_id).order_by("-last_used_at").values_list("name", flat=True)[:50]
+    context = {"section": "connections", "form": form, "existing_id": existing_id, "profiles": profiles}
     return visit.page("connection_form.html", context, status=400 if form.errors else 200)
 
 

@@ -49,9 +49,9 @@ class EventAdmin(AppendOnlyAdmin):
     def where(self, event: Event) -> str | SafeString:
         """The topic, leading to the object's page where it has one."""
         kind, _, object_id = event.topic.partition(":")
-        if kind not in ("connection", "task"):
+        if kind != "connection":
             return event.topic
-        return format_html('<a href="/{}s/{}">{}</a>', kind, object_id, event.topic)
+        return format_html('<a href="/connections/{}">{}</a>', object_id, event.topic)
 
 
 @admin.register(LogMark)

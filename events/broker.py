@@ -12,18 +12,21 @@ from collections import deque
 from events.envelope import Envelope, Interest
 
 QUEUE_LIMIT = 200
+#: Bytes of frames; one event may be larger than that by itself.
+QUEUE_BYTES = 1 << 20
 
 
 class Subscription:
     """One stream's place in the broker. Lives and dies with the stream."""
 
-    __slots__ = ("_news", "_queue", "interest", "limit", "lost")
+    __slots__ = ("_bytes", "_news", "_queue", "interest", "limit", "lost")
 
     def __init__(self, interest: Interest, *, limit: int = QUEUE_LIMIT) -> None:
         self.interest = interest
         self.limit = limit
         self.lost = False
         self._queue: deque[Envelope] = deque()
+        self._bytes = 0
         self._news = asyncio.Event()
 
     def __len__(self) -> int:
@@ -33,26 +36,32 @@ class Subscription:
         """Put one event in the queue; when it is full, let go of all of it and remember that."""
         if self.lost or not self.interest.wants(envelope.topic, envelope.audience):
             return
-        if len(self._queue) >= self.limit:
-            self._queue.clear()
+        size = len(envelope.frame)
+        if len(self._queue) >= self.limit or (self._queue and self._bytes + size > QUEUE_BYTES):
+            self._clear()
             self.lost = True
         else:
             self._queue.append(envelope)
+            self._bytes += size
         self._news.set()
 
     def take(self) -> list[Envelope]:
         """Everything that is queued, in order; the queue is empty after it."""
         taken = list(self._queue)
-        self._queue.clear()
+        self._clear()
         if not self.lost:
             self._news.clear()
         return taken
 
     def found(self) -> None:
         """The reader is about to read the log up to the present: queue for it again."""
-        self._queue.clear()
+        self._clear()
         self.lost = False
         self._news.clear()
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self._bytes = 0
 
     async def wait(self) -> None:
         """Until there is something to take, or the queue was lost."""

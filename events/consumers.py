@@ -19,16 +19,18 @@ import itertools
 import logging
 import random
 import weakref
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, ClassVar
 
 from channels.exceptions import StopConsumer
 from channels.generic.http import AsyncHttpConsumer
 from django.conf import settings
+from django.db import Error as DatabaseFailed
 
 from events import hub as hubs
 from events import sse
+from events.broker import Subscription
 from events.envelope import Envelope, Interest
 from events.stream import Events, Item, Ready, Reset, follow
 
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: A reader that takes nothing for this long is closed.
 STALLED_SECONDS = 60.0
+#: What is written at a time (at least one event): the memory that a reader costs who takes nothing.
+PORTION_BYTES = 1 << 16
 #: A drained server tells its clients to come back within this time, each at another moment.
 DRAIN_SPREAD_MS = 5000
 DRAIN_SECONDS = 8.0
@@ -189,7 +193,7 @@ class EventStreamConsumer(AsyncHttpConsumer):
         try:
             if self.scope["method"] != "GET":
                 raise Refused(405, "method_not_allowed", "Only GET is allowed here.", headers={"Allow": "GET"})
-            grant = await self.authorise()
+            grant = await self._first_grant()
             with streams().place(grant.principal):
                 await self._stream(grant)
         except Refused as refused:
@@ -202,6 +206,14 @@ class EventStreamConsumer(AsyncHttpConsumer):
                 await self._refuse(Refused(500, "internal_error", "Something went wrong on the server."))
             else:
                 await self.send_body(b"")
+
+    async def _first_grant(self) -> Grant:
+        try:
+            return await self.authorise()
+        except DatabaseFailed:
+            # A passing fault: never 401 or 410, which clients take for the end of their session.
+            logger.exception("a stream could not be opened: the database does not answer")
+            raise Refused(503, "unavailable", "The database does not answer.", headers={"Retry-After": "2"}) from None
 
     async def _refuse(self, refused: Refused) -> None:
         body = sse.dumps({"code": refused.code, "message": refused.message}).encode()
@@ -219,23 +231,26 @@ class EventStreamConsumer(AsyncHttpConsumer):
 
     async def _stream(self, grant: Grant) -> None:
         hub = hubs.current()
-        async with hub.subscribe(grant.interest) as subscription:
-            items = follow(hub, subscription, after=grant.after)
+        # Closed from the outside in, whatever happens in a write: only then is nobody still inside ``items``.
+        async with (
+            hub.subscribe(grant.interest) as subscription,
+            contextlib.aclosing(follow(hub, subscription, after=grant.after)) as items,
+            contextlib.aclosing(self._chunks(grant, items, subscription)) as chunks,
+        ):
+            await self.send_headers(
+                status=200, headers=[*sse.HEADERS, *self.extra_headers, *self.cors_headers()]
+            )
             try:
-                await self.send_headers(
-                    status=200, headers=[*sse.HEADERS, *self.extra_headers, *self.cors_headers()]
-                )
                 # Without a first byte the server keeps the headers, and the client does not know that it is connected.
                 await self._write(b"")
-                try:
-                    async for chunk in self._chunks(grant, items, subscription):
-                        await self._write(chunk)
-                except Over as over:
-                    await self._end(over)
-            finally:
-                await items.aclose()  # type: ignore[attr-defined]
+                async for chunk in chunks:
+                    await self._write(chunk)
+            except Over as over:
+                await self._end(over)
 
-    async def _chunks(self, grant: Grant, items: AsyncIterator[Item], subscription: Any) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, grant: Grant, items: AsyncGenerator[Item], subscription: Subscription
+    ) -> AsyncGenerator[bytes]:
         loop = asyncio.get_running_loop()
         life = settings.STREAM_MAX_SECONDS
         dies_at = loop.time() + life * random.uniform(0.9, 1.1)
@@ -245,15 +260,18 @@ class EventStreamConsumer(AsyncHttpConsumer):
         draining = asyncio.ensure_future(streams().draining.wait())
         # Taken before the snapshot, so that whatever happens while it is read comes after it.
         pending: asyncio.Future[Item] = asyncio.ensure_future(anext(items))
+        portions: deque[Item] = deque()
         try:
             for first in await self.opening(grant):
                 yield first
             while not self.finished:
                 now = loop.time()
                 wake_at = min(check_at, dies_at, self._wrote_at + beat)
-                await asyncio.wait(
-                    {pending, draining}, timeout=max(0.0, wake_at - now), return_when=asyncio.FIRST_COMPLETED
-                )
+                if not portions:
+                    watched: set[asyncio.Future[Any]] = {pending, draining}
+                    await asyncio.wait(
+                        watched, timeout=max(0.0, wake_at - now), return_when=asyncio.FIRST_COMPLETED
+                    )
                 if draining.done():
                     raise Over("shutdown", reconnect=True, retry_ms=random.randint(200, DRAIN_SPREAD_MS))
                 now = loop.time()
@@ -263,12 +281,13 @@ class EventStreamConsumer(AsyncHttpConsumer):
                     grant = await self._check_again(grant)
                     subscription.interest = grant.interest
                     check_at = loop.time() + beat * random.uniform(0.8, 1.0)
-                if pending.done():
-                    chunk = await self._chunk(pending.result(), grant)
+                if not portions and pending.done():
+                    portions.extend(_portions(pending.result()))
                     pending = asyncio.ensure_future(anext(items))
-                    if chunk:
-                        yield chunk
-                elif now >= self._wrote_at + beat:
+                chunk = await self._chunk(portions.popleft(), grant) if portions else b""
+                if chunk:
+                    yield chunk
+                elif loop.time() >= self._wrote_at + beat:
                     yield self.heartbeat()
             raise Over("completed", reconnect=False)
         finally:
@@ -289,6 +308,10 @@ class EventStreamConsumer(AsyncHttpConsumer):
     async def _check_again(self, grant: Grant) -> Grant:
         try:
             return await self.authorise()
+        except DatabaseFailed:
+            # A passing fault ends no session; the next heartbeat asks again.
+            logger.exception("a stream could not be checked: the database does not answer")
+            return grant
         except Refused as refused:
             if refused.status >= 500 or refused.status == 429:
                 return grant
@@ -309,6 +332,22 @@ class EventStreamConsumer(AsyncHttpConsumer):
             data = {"reason": over.reason, "reconnect": over.reconnect}
             body = sse.frame("end", data, retry_ms=over.retry_ms)
         await self.send_body(body, more_body=False)
+
+
+def _portions(item: Item) -> Iterator[Item]:
+    """A batch in parts of about PORTION_BYTES: each is written, and waited for, before the next is made."""
+    if not isinstance(item, Events):
+        yield item
+        return
+    part: list[Envelope] = []
+    size = 0
+    for envelope in item.batch:
+        if part and size + len(envelope.frame) > PORTION_BYTES:
+            yield Events(part)
+            part, size = [], 0
+        part.append(envelope)
+        size += len(envelope.frame)
+    yield Events(part)
 
 
 def now_text() -> str:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from channels.layers import get_channel_layer
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 
 from events import log
 from events.broker import Broker, Subscription
@@ -28,7 +28,8 @@ from events.envelope import Envelope, Interest
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-BATCH = 500
+#: Rows per look: what a reader of the log holds in memory at a time.
+BATCH = 100
 #: Group membership in a layer expires (after a day in channels-redis), so it is renewed now and then.
 REJOIN_SECONDS = 3600
 PAUSE_AFTER_ERROR = 1.0
@@ -63,18 +64,29 @@ class Hub:
             yield subscription
         finally:
             self.broker.remove(subscription)
-            async with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    await self._stop()
+            # A stream may be cancelled once more while it leaves (its client goes just when it ends):
+            # the hub must not be left half stopped, with a thread and a database connection that nobody ends.
+            await asyncio.shield(self._leave())
 
-    async def read(self, after: int, *, upto: int) -> list[Envelope]:
-        """Up to BATCH events of the log with ``after < id <= upto``."""
-        return await self._in_thread(lambda: log.envelopes(log.read(after, BATCH, upto=upto)))
+    async def read(self, after: int, *, upto: int) -> list[Envelope] | None:
+        """Up to BATCH events of the log with ``after < id <= upto``; None when some of them were pruned."""
+
+        def work() -> list[Envelope] | None:
+            rows = log.read(after, BATCH, upto=upto)
+            # Looked at after the rows were: what is pruned between the two looks is noticed, too.
+            return log.envelopes(rows) if log.oldest_cursor() <= after else None
+
+        return await self._in_thread(work)
 
     async def bounds(self) -> tuple[int, int]:
         """``(oldest cursor that can be continued, newest cursor)``."""
         return await self._in_thread(lambda: (log.oldest_cursor(), log.newest()))
+
+    async def _leave(self) -> None:
+        async with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                await self._stop()
 
     async def _start(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub")
@@ -98,7 +110,7 @@ class Hub:
         def run() -> T:
             try:
                 return work()
-            except DatabaseError:
+            except (DatabaseError, InterfaceError):
                 # The next look gets a new connection: the server may have been restarted.
                 connection.close()
                 raise
@@ -110,7 +122,8 @@ class Hub:
             self._wake.clear()
             try:
                 news = await self._in_thread(lambda: log.envelopes(log.read(self.position, BATCH)))
-            except DatabaseError:
+            except Exception:
+                # Whatever it is: a hub that stopped looking would leave every stream alive and silent.
                 logger.exception("the hub cannot read the log; trying again in %s s", PAUSE_AFTER_ERROR)
                 await asyncio.sleep(PAUSE_AFTER_ERROR)
                 continue

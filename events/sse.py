@@ -53,7 +53,8 @@ def text_frame(name: str | None, text: str, *, id: int | None = None, retry_ms: 
         lines.append(f"event: {name}")
     clean = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     lines.extend(f"data: {line}" for line in re.split(r"\r\n|\r|\n", clean))
-    return ("\n".join(lines) + "\n\n").encode()
+    # Half of a surrogate pair can come in as a JSON escape and has no UTF-8: one such event must not stop the log for everybody.
+    return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
 
 @dataclass

@@ -6,7 +6,7 @@ Bytes, headers and endings are the consumer's business; this is tested without H
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from events.broker import Subscription
 from events.envelope import Envelope
@@ -38,7 +38,7 @@ class Reset:
 Item = Events | Ready | Reset
 
 
-async def follow(hub: Hub, subscription: Subscription, *, after: int | None) -> AsyncIterator[Item]:
+async def follow(hub: Hub, subscription: Subscription, *, after: int | None) -> AsyncGenerator[Item]:
     """Everything that the subscription wants after the cursor ``after`` (None: from now on), without end."""
     mark = hub.position
     cursor = mark if after is None else after
@@ -51,6 +51,10 @@ async def follow(hub: Hub, subscription: Subscription, *, after: int | None) -> 
     while True:
         while cursor < mark:
             rows = await hub.read(cursor, upto=mark)
+            if rows is None:
+                cursor = mark
+                yield Reset("retention", cursor)
+                break
             cursor = rows[-1].id if rows else mark
             wanted = [row for row in rows if subscription.interest.wants(row.topic, row.audience)]
             if wanted:

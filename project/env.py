@@ -38,7 +38,7 @@ class Knobs:
     base_url: str
     allowed_hosts: list[str]
     trusted_proxies: list[str]
-    database: dict[str, object]
+    database: dict[str, object] = dataclasses.field(repr=False)
     redis_url: str
     cors_origins: list[str]
     return_urls: list[str]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import http.client
 import os
 import queue
 import secrets
@@ -39,6 +40,11 @@ ADMIN_NAME = "admin"
 STOP_SECONDS = 15
 #: Seconds that the server gets to answer for the first time.
 START_SECONDS = 60
+
+#: Apps without tables that take a second to import; the children load them, this process has no use for them.
+NOT_HERE = frozenset(
+    {"daphne", "channels", "corsheaders", "django_htmx", "rest_framework", "drf_spectacular"}
+)
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -87,6 +93,8 @@ def keep_private(data_dir: Path) -> None:
     """What is written from now on, here and in the children, belongs to this user alone."""
     os.umask(0o077)
     data_dir.chmod(0o700)
+    # WhiteNoise looks for collected files here, and complains where there is no folder.
+    Path(settings.STATIC_ROOT).mkdir(parents=True, exist_ok=True)
     for path in data_dir.iterdir():
         if path.is_file() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
@@ -279,26 +287,29 @@ def supervise(children: list[Child], happened: queue.SimpleQueue[Happening], out
 
 
 def answers(host: str, port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a web server answers there, whatever it says."""
+    client = http.client.HTTPConnection(host, port, timeout=2)
     try:
-        with socket.create_connection((host, port), timeout=1):
-            return True
-    except OSError:
+        client.request("GET", "/healthz")
+        client.getresponse().read()
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        client.close()
+    return True
 
 
-def wait_for_server(host: str, port: int, happened: queue.SimpleQueue[Happening]) -> Happening | None:
-    """Wait until the server answers; a signal or a death on the way is handed back."""
+def wait_for_server(
+    server: Child, host: str, port: int, happened: queue.SimpleQueue[Happening], output: Output
+) -> None:
+    """Wait until the server answers, has died, or a signal came; the latter stays in ``happened``."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (looked at, not bound)
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if answers(reachable, port):
-            return None
-        try:
-            return happened.get(timeout=0.05)
-        except queue.Empty:
-            continue
-    return None
+    while server.process.poll() is None and happened.empty() and not answers(reachable, port):
+        if time.monotonic() > deadline:
+            output.line(f"switchboard: the server has not answered for {START_SECONDS} s; waiting on.")
+            return
+        time.sleep(0.05)
 
 
 # ── What is said ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -349,6 +360,12 @@ def main() -> int:
     knobs = settings.KNOBS
     check_port(knobs.host, knobs.port)
     keep_private(knobs.data_dir)
+    settings.INSTALLED_APPS = [
+        # The same app without looking for the admin pages of all others.
+        "django.contrib.admin.apps.SimpleAdminConfig" if app == "django.contrib.admin" else app
+        for app in settings.INSTALLED_APPS
+        if app not in NOT_HERE
+    ]
     django.setup()
     output = Output(sys.stdout)
     count = migrate()
@@ -363,22 +380,23 @@ def main() -> int:
         happened.put(Happening(signal=number))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
+        # `nohup make run` goes on when its terminal is closed.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_signal)
 
     # No child needs to know it, and the environment of a process can be looked at.
     os.environ.pop("ADMIN_PASSWORD", None)
-    children = [
-        Child("server", [sys.executable, "-m", "project.server"], output, happened),
-        Child("worker", [sys.executable, "manage.py", "run_worker"], output, happened),
-    ]
+    server = Child("server", [sys.executable, "-m", "project.server"], output, happened)
+    # One after the other: the page is there sooner when the worker does not start at the same moment.
+    wait_for_server(server, knobs.host, knobs.port, happened, output)
+    worker = Child("worker", [sys.executable, "manage.py", "run_worker"], output, happened)
+    children = [server, worker]
     for child in children:
         child.watch()
-    early = wait_for_server(knobs.host, knobs.port, happened)
-    if early is not None:
-        happened.put(early)
-    # Also after an early end: the password was just made, and is not shown again.
-    for line in greeting(admin) if early is None or admin.password else []:
-        output.line(line)
+    if (server.process.poll() is None and happened.empty()) or admin.password is not None:
+        # Also after a bad start when there is a new password: it is not shown again.
+        for line in greeting(admin):
+            output.line(line)
     return supervise(children, happened, output)
 
 

@@ -8,6 +8,7 @@ On SIGTERM Daphne cancels its applications at once; here the open streams are en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from typing import Any
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: How long a connection may take to flush its last frame after the application is done with it.
 FLUSH_SECONDS = 5
+#: How long a stopping server waits for the last frames to leave, after its streams have ended.
+LAST_FLUSH_SECONDS = 1.0
 
 
 @implementer(IPushProducer)
@@ -59,14 +62,17 @@ class Gate:
 class Server(DaphneServer):
     """Daphne's server with back-pressure for event streams, and an orderly end."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Transports of streams that ended because the server stops.
+        self._closing: set[Any] = set()
+
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         details = self.connections.get(protocol)
         gate: Gate | None = details.get("gate") if details else None
         if gate is not None and message["type"] == "http.response.body" and not message.get("more_body"):
-            protocol.unregisterProducer()
-            if gate.closed and protocol.channel is not None:
-                # It does not read, so its last frame may never get out: do not keep it for ever.
-                reactor.callLater(FLUSH_SECONDS, protocol.channel.transport.abortConnection)
+            self._before_last_frame(protocol.channel, gate)
+            protocol.producer = None
         await super().handle_reply(protocol, message)
         if details is None:
             return
@@ -76,11 +82,34 @@ class Server(DaphneServer):
         elif gate is not None and gate.closed:
             await gate.wait()
 
+    def _before_last_frame(self, channel: Any, gate: Gate) -> None:
+        if channel is None:
+            # The client was quicker.
+            return
+        channel.unregisterProducer()
+        stopping = consumers.streams().draining.is_set()
+        if gate.closed or stopping:
+            # The connection takes no other request: it is closed once its bytes have left.
+            channel.persistent = False
+        if gate.closed:
+            # It does not read, so its last frame may never get out: do not keep it for ever.
+            reactor.callLater(FLUSH_SECONDS, channel.transport.abortConnection)  # type: ignore[arg-type]
+        if stopping:
+            self._closing.add(channel.transport)
+
     def kill_all_applications(self) -> Any:
         """Let the streams end first; what is left after that is cancelled, as Daphne does."""
-        drained = defer.Deferred.fromFuture(asyncio.ensure_future(consumers.streams().drain()))
+        drained = defer.Deferred.fromFuture(asyncio.ensure_future(self._drain()))
         drained.addErrback(lambda failure: logger.error("draining failed: %s", failure))
         return drained.addCallback(lambda _: self._kill_the_rest())
+
+    async def _drain(self) -> None:
+        await consumers.streams().drain()
+        # The reactor's own end throws away what a transport still holds.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_FLUSH_SECONDS):
+                while any(transport.connected for transport in self._closing):
+                    await asyncio.sleep(0.01)
 
     def _kill_the_rest(self) -> Any:
         for protocol, details in list(self.connections.items()):

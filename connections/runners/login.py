@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 from channels.db import database_sync_to_async
 from django.conf import settings
+from django.db import OperationalError
 from django.utils import timezone
 
 from connections import transitions, vault
@@ -198,6 +199,9 @@ async def run_login(hold: Hold, bell: asyncio.Event, driver: Driver) -> None:
         return
     except DriverFailed as failure:
         await _fail(hold, failure.code, failure.message, failure.website_error or "")
+    except OperationalError:
+        # The database is away or locked: the lease runs out by itself, and the login starts again (worker.py).
+        raise
     except Exception as error:  # noqa: BLE001 (logged, and told: a flow never hangs because of a fault of ours)
         _log_without_values(hold, error)
         await _fail(hold, "internal_error", "Something went wrong inside Switchboard while logging in.", "")
