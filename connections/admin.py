@@ -439,8 +439,8 @@ class ApiKeyAdmin(OwnedAdmin):
         return request.user.has_perm("connections.change_apikey")
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        owner_id = obj.owner_id if request.user.is_superuser else request.user.pk
-        row, plain = registry.create_api_key(owner_id=owner_id, name=obj.name, now=timezone.now())
+        owner: Any = obj.owner if request.user.is_superuser else request.user
+        row, plain = registry.create_api_key(owner_id=owner.pk, name=obj.name, now=timezone.now())
         take_over(obj, row)
         self.message_user(
             request,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from django.db.models import CharField, F, OuterRef, Q, QuerySet, Subquery, Value
 from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, OpenApiTypes, extend_schema
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.permissions import AllowAny
 from rest_framework.renderers import JSONRenderer
@@ -40,7 +40,7 @@ class Operation(APIView):
     """What every operation shares."""
 
     #: No OPTIONS of DRF's own: preflights are answered by the CORS middleware, the rest is 405.
-    metadata_class = None
+    http_method_names = ["get", "head", "post", "patch", "delete"]
     #: Methods on which the session token of a hosted page works, for its own connection.
     page_methods: ClassVar[frozenset[str]] = frozenset()
 
@@ -789,8 +789,8 @@ class Schema(SpectacularAPIView):
     generator_class = openapi.Generator
 
 
-class Docs(SpectacularSwaggerView):
-    """Swagger UI, from this server alone. Public."""
+class Docs(SpectacularSwaggerSplitView):
+    """Swagger UI, from this server alone, its script apart from the page: no inline script to be allowed. Public."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)

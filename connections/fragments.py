@@ -25,7 +25,11 @@ from events.models import Event
 Json = dict[str, Any]
 
 #: Steps in which a person is needed.
-WAITING_STEPS = (FlowStep.AWAITING_INPUT, FlowStep.AWAITING_EXTERNAL_ACTION, FlowStep.AWAITING_HUMAN_INTERVENTION)
+WAITING_STEPS = (
+    FlowStep.AWAITING_INPUT,
+    FlowStep.AWAITING_EXTERNAL_ACTION,
+    FlowStep.AWAITING_HUMAN_INTERVENTION,
+)
 WORKING_STEPS = (FlowStep.DISCOVERING, FlowStep.SUBMITTING)
 
 TIMELINE_EVENTS = 60
@@ -415,7 +419,9 @@ def _told_flow(data: Mapping[str, Any], actor: str, first: bool | None) -> tuple
     return chip, f"{kind} started by {actor}" if first else "opening the login page again"
 
 
-def entry(event: Event, *, labels: Mapping[str, str], first: bool | None = None, took: int | None = None) -> Entry:
+def entry(
+    event: Event, *, labels: Mapping[str, str], first: bool | None = None, took: int | None = None
+) -> Entry:
     """One event in words. ``labels``: names of objects by topic. ``first``: whether it began its flow, where known."""
     kind, _, object_id = event.topic.partition(":")
     data, actor = event.data, event.actor or "system"
@@ -467,10 +473,16 @@ def _named(event: Event) -> str:
 def labels_of(events: Iterable[Event]) -> dict[str, str]:
     """The names of the objects of these events, by topic, as far as they still exist."""
     topics = {event.topic for event in events}
-    ids = {kind: [t.partition(":")[2] for t in topics if t.startswith(f"{kind}:")] for kind in ("connection", "task")}
+    ids = {
+        kind: [t.partition(":")[2] for t in topics if t.startswith(f"{kind}:")]
+        for kind in ("connection", "task")
+    }
     found = ManagedAuthConnection.objects.filter(pk__in=ids["connection"]).select_related("profile")
     names = {f"connection:{row.id}": str(row) for row in found}
-    names |= {f"task:{pk}": title for pk, title in Task.objects.filter(pk__in=ids["task"]).values_list("pk", "title")}
+    names |= {
+        f"task:{pk}": title
+        for pk, title in Task.objects.filter(pk__in=ids["task"]).values_list("pk", "title")
+    }
     return names
 
 
@@ -544,7 +556,9 @@ def gone(connection_id: str, *, rev: int) -> str:
         (
             _partial(f"row-{connection_id}", render_to_string("dashboard/parts/row_gone.html", context)),
             _partial(f"state-{connection_id}", render_to_string("dashboard/parts/state_gone.html", context)),
-            _partial(f"attn-{connection_id}", render_to_string("dashboard/parts/attention_gone.html", context)),
+            _partial(
+                f"attn-{connection_id}", render_to_string("dashboard/parts/attention_gone.html", context)
+            ),
         )
     )
 
@@ -564,6 +578,8 @@ def live_message(envelope: Envelope) -> str | None:
         task = Task.objects.filter(pk=object_id).select_related("connection__profile", "owner").first()
         if task is None:
             return None
-        html = render_to_string("dashboard/parts/task_row.html", {"task": task, "chip": task_chip(task.status)})
+        html = render_to_string(
+            "dashboard/parts/task_row.html", {"task": task, "chip": task_chip(task.status)}
+        )
         return _partial(f"task-{task.id}", html)
     return None

@@ -33,17 +33,29 @@ _ALGORITHM = "HS256"
 class UnknownCode(Exception):
     """No flow of this connection has this code: 404."""
 
+    def __init__(self) -> None:
+        super().__init__("There is no such code.")
+
 
 class CodeUsed(Exception):
     """The code was used by somebody, or died with its flow: 410."""
+
+    def __init__(self) -> None:
+        super().__init__("This link was used already, or its login has ended.")
 
 
 class TokenExpired(Exception):
     """The token's 30 minutes are over, or it never was one of ours: 401."""
 
+    def __init__(self) -> None:
+        super().__init__("This session has expired.")
+
 
 class TokenOver(Exception):
     """The token is in order, but its flow is over: 410."""
+
+    def __init__(self) -> None:
+        super().__init__("This login has ended.")
 
 
 def client_of(address: str, user_agent: str) -> str:
@@ -142,7 +154,9 @@ def _is_replay(flow: LoginFlow, client: str, now: dt.datetime) -> bool:
 
 def _key() -> bytes:
     """A key of its own, so that nothing else signed with SECRET_KEY can pass for a token."""
-    return salted_hmac("switchboard.handoff", "token", secret=settings.SECRET_KEY, algorithm="sha256").digest()
+    return salted_hmac(
+        "switchboard.handoff", "token", secret=settings.SECRET_KEY, algorithm="sha256"
+    ).digest()
 
 
 def _claims(token: str) -> dict[str, Any]:

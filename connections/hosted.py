@@ -41,7 +41,9 @@ SLOW = dt.timedelta(seconds=45)
 WAITING = frozenset({"discovering", "submitting", "external", "human"})
 
 _CODE_TYPES = frozenset({"code", "totp_code"})
-_AUTOCOMPLETE = {"identifier": "username", "password": "current-password"} | dict.fromkeys(_CODE_TYPES, "one-time-code")
+_AUTOCOMPLETE = {"identifier": "username", "password": "current-password"} | dict.fromkeys(
+    _CODE_TYPES, "one-time-code"
+)
 _CHOICE_TITLES = {
     "mfa_method": "How do you want to confirm that it is you?",
     "account": "Choose an account",
@@ -260,7 +262,11 @@ def _field(field: Json, interaction: str) -> Json:
         "rejected": field.get("reason") == "rejected",
         "secret": kind in ("password", "totp_secret"),
         "is_code": is_code,
-        "type": "password" if kind in ("password", "totp_secret") else "tel" if input_mode == "tel" else "text",
+        "type": "password"
+        if kind in ("password", "totp_secret")
+        else "tel"
+        if input_mode == "tel"
+        else "text",
         "input_mode": input_mode,
         "autocomplete": _AUTOCOMPLETE.get(kind, "off"),
     }
@@ -270,16 +276,17 @@ def _choices(flow: LoginFlow) -> Json:
     """Ways on, "another way" last; identity providers apart, for they get their own row below an "or"."""
     ways, providers = [], []
     for choice in flow.choices:
+        label = choice.get("display_text") or choice["label"]
+        # Many sites name the destination in the label already.
+        more = [choice.get("masked_destination"), choice.get("description") or choice.get("context")]
         row = {
             "id": choice["id"],
             "type": choice["type"],
-            "label": choice.get("display_text") or choice["label"],
-            "text": choice.get("description") or choice.get("context") or "",
-            "destination": choice.get("masked_destination") or "",
+            "label": label,
+            "text": " · ".join(text for text in more if text and text not in label),
             "last": choice.get("mfa_type") == "switch" or choice["type"] == "other",
         }
         if choice["type"] == "sso_provider":
-            row["letter"] = payloads.provider_of(choice)[:1].upper()
             providers.append(row)
         else:
             ways.append(row)
@@ -296,6 +303,8 @@ def prime_card(flow: LoginFlow) -> Json:
         "letter": domain[:1].upper(),
         "title": f"Sign in to {domain}",
         "announce": "",
+        "encrypted": settings.USE_HTTPS,
+        "kept": flow.connection.save_credentials,
         "expires": flow.expires_at,
         "expires_iso": payloads.timestamp(flow.expires_at),
     }
@@ -577,9 +586,7 @@ def _load(flow_id: str) -> LoginFlow:
     return LoginFlow.objects.select_related("connection__profile").get(pk=flow_id)
 
 
-def _principal_of_cookie(
-    request: HttpRequest, connection_id: str, now: dt.datetime
-) -> Principal | Exception:
+def _principal_of_cookie(request: HttpRequest, connection_id: str, now: dt.datetime) -> Principal | Exception:
     """Who the page's cookie says this is, or why it says nothing (an answer here, not a failure)."""
     token = request.COOKIES.get(handoff.PAGE_COOKIE, "")
     if not token:

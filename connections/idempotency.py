@@ -20,7 +20,7 @@ from connections.models import IdempotentAnswer
 
 KEPT = dt.timedelta(hours=24)
 MAX_KEY = 255
-#: Not part of what a repetition gets: these belong to the connection and not to the answer.
+#: Headers that belong to the answer and are kept with it; all others are made anew each time.
 _KEPT_HEADERS = ("x-should-retry", "retry-after")
 
 
@@ -89,9 +89,3 @@ def _repeat(scope: str, key: str, fingerprint: str) -> Response:
     answer = vault.unseal(row.sealed)
     headers = {**answer["headers"], "Idempotent-Replayed": "true"}
     return Response(answer["data"], status=row.status_code, headers=headers)
-
-
-def prune(*, now: dt.datetime) -> int:
-    """Forget answers that are older than a day; returns how many. For the reconciler."""
-    deleted, _ = IdempotentAnswer.objects.filter(created_at__lte=now - KEPT).delete()
-    return deleted

@@ -72,7 +72,9 @@ class ConnectionSettings(forms.Form):
         credentials: Any = self.fields["credential"]
         credentials.queryset = Credential.objects.filter(owner_id=owner_id).order_by("name")
         if not credentials.queryset.exists():
-            credentials.help_text = "There is none yet. What is entered in the first login can be kept for the next time."
+            credentials.help_text = (
+                "There is none yet. What is entered in the first login can be kept for the next time."
+            )
 
     def clean_login_url(self) -> str:
         text = self.cleaned_data["login_url"].strip()

@@ -34,7 +34,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from connections import access, fragments, page_forms, payloads, transitions
 from connections.access import Forbidden, NotFound, Principal
 from connections.models import LoginFlow, ManagedAuthConnection, Profile, Task
-from connections.states import FlowStatus, FlowStep, TaskStatus
+from connections.states import FlowStatus, TaskStatus
 from connections.tasks import InvalidTransition
 from events import log
 from events.envelope import CATALOGUE
@@ -145,9 +145,7 @@ def _recent(visit: Visit) -> dict[str, Any]:
 @page("GET")
 def home(visit: Visit) -> HttpResponse:
     total = ManagedAuthConnection.objects.visible_to(visit.principal).count()
-    return visit.page(
-        "home.html", {"section": "home", "total": total, **_attention(visit), **_recent(visit)}
-    )
+    return visit.page("home.html", {"section": "home", "total": total, **_attention(visit), **_recent(visit)})
 
 
 @page("GET")
@@ -301,7 +299,9 @@ def _export(rows: list[Event], form: str) -> HttpResponse:
             }
             for row in rows
         ]
-        return JsonResponse(found, safe=False, headers={"Content-Disposition": 'attachment; filename="events.json"'})
+        return JsonResponse(
+            found, safe=False, headers={"Content-Disposition": 'attachment; filename="events.json"'}
+        )
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", "at", "name", "topic", "version", "actor"])
@@ -349,7 +349,9 @@ _REAUTH_WORDS = {
 }
 
 
-def _detail(visit: Visit, connection: ManagedAuthConnection, *, link: str = "", status: int = 200) -> HttpResponse:
+def _detail(
+    visit: Visit, connection: ManagedAuthConnection, *, link: str = "", status: int = 200
+) -> HttpResponse:
     transitions.expire_if_due(connection_id=connection.id, now=visit.now)
     connection.refresh_from_db()
     flow = connection.latest_flow()
@@ -410,7 +412,11 @@ def connection_new(visit: Visit) -> HttpResponse:
             if visit.request.POST.get("start"):
                 transitions.start_login(connection_id=row.id, actor=visit.principal, now=timezone.now())
             return redirect("connection", row.id)
-    profiles = Profile.objects.filter(owner_id=owner_id).order_by("-last_used_at").values_list("name", flat=True)[:50]
+    profiles = (
+        Profile.objects.filter(owner_id=owner_id)
+        .order_by("-last_used_at")
+        .values_list("name", flat=True)[:50]
+    )
     context = {"section": "connections", "form": form, "existing_id": existing_id, "profiles": profiles}
     return visit.page("connection_form.html", context, status=400 if form.errors else 200)
 
@@ -446,9 +452,7 @@ def connection_delete(visit: Visit, connection_id: str) -> HttpResponse:
 
 def _notice(text: str, *, status: int, target: str = "notices", parts: str = "") -> HttpResponse:
     """A message for somebody whose browser runs the script: into the place of the form's messages, or on top of the page."""
-    html = (
-        f'{parts}<hx-partial hx-target="#{target}" hx-swap="innerHTML"><span data-say>{escape(text)}</span></hx-partial>'
-    )
+    html = f'{parts}<hx-partial hx-target="#{target}" hx-swap="innerHTML"><span data-say>{escape(text)}</span></hx-partial>'
     return HttpResponse(html, status=status)
 
 
@@ -500,7 +504,9 @@ def answer(visit: Visit, connection_id: str) -> HttpResponse:
     except transitions.InvalidSubmission as error:
         return _failed(visit, row.id, str(error), status=400)
     except transitions.FlowOver:
-        return _failed(visit, row.id, "This login has ended. Your answer was not sent.", status=410, fresh=True)
+        return _failed(
+            visit, row.id, "This login has ended. Your answer was not sent.", status=410, fresh=True
+        )
     return _after(visit, row.id)
 
 
@@ -553,7 +559,9 @@ def link(visit: Visit, connection_id: str) -> HttpResponse:
     try:
         _, code = transitions.new_handoff(connection_id=row.id, actor=visit.principal, now=visit.now)
     except transitions.FlowOver:
-        return _failed(visit, row.id, "No login is running, so there is nothing to link to.", status=410, fresh=True)
+        return _failed(
+            visit, row.id, "No login is running, so there is nothing to link to.", status=410, fresh=True
+        )
     url = payloads.hosted_url(row.id, code)
     if not visit.by_script:
         # No redirect: the code exists in this answer alone.

@@ -98,7 +98,9 @@ class Worker:
             if len(self.jobs) < self.concurrency and await self._claim_one():
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), LOOK_SECONDS)
+                # Not wait_for(): before Python 3.12 it swallows a cancellation that comes together with the bell.
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._work.wait()
 
     async def _claim_one(self) -> bool:
         claim = database_sync_to_async(tasks.claim, thread_sensitive=False)

@@ -117,7 +117,8 @@ class Streams:
         """Refuse new streams, end the open ones, and wait until they are gone (for a bounded time)."""
         self.draining.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), DRAIN_SECONDS)
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._empty.wait()
 
 
 _streams: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Streams] = weakref.WeakKeyDictionary()

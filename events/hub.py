@@ -131,8 +131,10 @@ class Hub:
                 self.broker.publish(envelope)
                 self.position = envelope.id
             if len(news) < BATCH:
+                # Not wait_for(): before Python 3.12 it swallows a cancellation that comes together with the wake-up.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), settings.POLL_SECONDS)
+                    async with asyncio.timeout(settings.POLL_SECONDS):
+                        await self._wake.wait()
 
     async def _hear_wakes(self) -> None:
         layer = get_channel_layer()

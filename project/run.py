@@ -93,8 +93,6 @@ def keep_private(data_dir: Path) -> None:
     """What is written from now on, here and in the children, belongs to this user alone."""
     os.umask(0o077)
     data_dir.chmod(0o700)
-    # WhiteNoise looks for collected files here, and complains where there is no folder.
-    Path(settings.STATIC_ROOT).mkdir(parents=True, exist_ok=True)
     for path in data_dir.iterdir():
         if path.is_file() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
@@ -150,7 +148,7 @@ class Output:
     COLOURS = {"server": "36", "worker": "35"}
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream: TextIO | None = stream
         self._lock = threading.Lock()
         self._coloured = stream.isatty() and not os.environ.get("NO_COLOR")
 
@@ -162,14 +160,12 @@ class Output:
                 prefix = f"\x1b[{self.COLOURS.get(name, '33')}m{prefix}\x1b[0m"
             text = f"{prefix} {text}"
         with self._lock:
+            if self._stream is None:
+                return
             try:
                 print(text, file=self._stream, flush=True)
             except (BrokenPipeError, ValueError):
-                self._stream = _nowhere()
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
+                self._stream = None
 
 
 def _die_with_parent() -> None:

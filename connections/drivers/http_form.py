@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import ipaddress
 import re
 import ssl
@@ -23,7 +22,6 @@ from urllib.parse import unquote_plus, urlsplit
 
 import httpcore
 import httpx
-import pyotp
 
 from connections.drivers import forms, network
 from connections.drivers.base import (
@@ -41,6 +39,7 @@ from connections.drivers.base import (
 )
 from connections.drivers.forms import Page, Reading, Want, Way
 from connections.drivers.storage_state import CookieJar
+from connections.totp import Generator
 
 #: Where values may always be entered, with their subdomains (wire contract, section 2).
 IDENTITY_PROVIDERS = (
@@ -406,16 +405,17 @@ def _fits(field: Field, value: str) -> bool:
     return field.ref != "phone" or sum(character.isdigit() for character in value) > 4
 
 
-def _generator(totp: Totp | None) -> pyotp.TOTP | None:
+def _generator(totp: Totp | None) -> Generator | None:
     """The generator of a stored secret; None without one, or when it is not base32: then people are asked."""
-    if totp is None:
+    secret = re.sub(r"[\s=-]", "", totp.secret) if totp is not None else ""
+    if totp is None or not secret:
         return None
-    secret = re.sub(r"[\s=-]", "", totp.secret).upper()
-    if not re.fullmatch(r"[A-Z2-7]+", secret):
+    generator = Generator(secret, algorithm=totp.algorithm, digits=totp.digits, interval=totp.period)
+    try:
+        generator.at(0)
+    except ValueError:
         return None
-    return pyotp.TOTP(
-        secret, digits=totp.digits, digest=getattr(hashlib, totp.algorithm.lower()), interval=totp.period
-    )
+    return generator
 
 
 # ------------------------------------------------------------------------------------------------------------

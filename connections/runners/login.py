@@ -106,7 +106,9 @@ class FlowPerson:
         answer = await self._take()
         if answer is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._bell.wait(), seconds)
+                # Not wait_for(): before Python 3.12 it swallows a cancellation that comes together with the bell.
+                async with asyncio.timeout(seconds):
+                    await self._bell.wait()
             self._bell.clear()
             answer = await self._take()
         return answer

@@ -61,7 +61,7 @@ def desk(chromium: Any, running: Running) -> Iterator[Any]:
 @contextlib.contextmanager
 def signed_in(chromium: Any, running: Running, **options: Any) -> Iterator[Any]:
     context = chromium.new_context(base_url=running.url, viewport={"width": 1280, "height": 900}, **options)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(8_000)
     context.add_init_script(WATCH)
     tabs: list[Tab] = []
 
@@ -70,9 +70,11 @@ def signed_in(chromium: Any, running: Running, **options: Any) -> Iterator[Any]:
         # "Failed to load resource" is the browser's own note of a 4xx, which some tests provoke on purpose.
         tab.page.on(
             "console",
-            lambda message: tab.wrong.append(message.text)
-            if message.type in ("error", "warning") and "Failed to load resource" not in message.text
-            else None,
+            lambda message: (
+                tab.wrong.append(message.text)
+                if message.type in ("error", "warning") and "Failed to load resource" not in message.text
+                else None
+            ),
         )
         tab.page.goto(path)
         tabs.append(tab)
@@ -112,8 +114,10 @@ def create(tab: Tab, domain: str, profile: str, *, start: bool = True) -> str:
     """Fill the form in; returns the id of the connection."""
     tab.page.goto("/connections/new")
     tab.page.get_by_label("Domain", exact=True).fill(domain)
-    tab.page.get_by_role("textbox", name="Profile").fill(profile)
-    tab.page.get_by_role("button", name="Create and start the login" if start else "Create", exact=True).click()
+    tab.page.get_by_label("Profile", exact=True).fill(profile)
+    tab.page.get_by_role(
+        "button", name="Create and start the login" if start else "Create", exact=True
+    ).click()
     tab.page.wait_for_url(re.compile(r"/connections/ma_"))
     return str(tab.page.url.rsplit("/", 1)[1])
 
@@ -211,7 +215,8 @@ def test_B47_an_answer_that_did_not_arrive_is_sent_again_and_says_so(desk: Any, 
     expect(tab.page.get_by_text("Not delivered yet. Trying again (1 of 3)")).to_be_visible()
     expect(tab.page.locator("form.answer input[type=password]")).to_have_value(sites.PASSWORD)
     expect(state(tab)).to_contain_text("Waiting for you: code")
-    assert len(tries) == 2 and tries[0] == tries[1]
+    assert len(tries) == 2
+    assert tries[0] == tries[1]
     assert tab.page.get_by_text("busy").count() == 0
     assert tab.page.evaluate("window.__wrong") == []
 
@@ -311,7 +316,9 @@ def test_a_server_that_fails_first_is_asked_again_and_each_kind_of_refusal_is_to
         if len(asked) < len(answers):
             status = answers[len(asked)]
             asked.append(status)
-            route.fulfill(status=status, body="<p>no stream</p>" if status != 204 else "", content_type="text/html")
+            route.fulfill(
+                status=status, body="<p>no stream</p>" if status != 204 else "", content_type="text/html"
+            )
         else:
             route.continue_()
 
@@ -407,14 +414,18 @@ def test_every_page_fits_its_width_and_breaks_no_policy(
         for path in [None, *paths]:
             if path is not None:
                 tab.page.goto(path)
-            wide = tab.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            wide = tab.page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
             assert wide <= 0, f"{path} is {wide} px too wide"
             name = (path or "/link").strip("/").replace("/", "-").replace(connection, "detail") or "home"
             tab.page.screenshot(path=tmp_path / f"{name}-{width}-{scheme}.png", full_page=True)
             assert tab.page.evaluate("window.__wrong") == [], path
 
 
-def test_without_script_a_login_can_be_answered_too(chromium: Any, running: Running, site: sites.Site) -> None:
+def test_without_script_a_login_can_be_answered_too(
+    chromium: Any, running: Running, site: sites.Site
+) -> None:
     with signed_in(chromium, running) as desk:
         connection = create(desk("/"), host_of(site), "plain")
         tab = desk(f"/connections/{connection}")

@@ -147,7 +147,9 @@ def kinds(page: Page) -> list[str]:
 def asked(page: Page, path: str) -> list[Request]:
     """The requests for a path from here on."""
     seen: list[Request] = []
-    page.on("request", lambda request: seen.append(request) if urlsplit(request.url).path.endswith(path) else None)
+    page.on(
+        "request", lambda request: seen.append(request) if urlsplit(request.url).path.endswith(path) else None
+    )
     return seen
 
 
@@ -158,7 +160,9 @@ def heading(page: Page, text: str) -> None:
 # ── the whole walk ──
 
 
-def test_A01_A06_A45_from_the_link_to_success_with_a_wrong_password_and_a_code_over_one_stream(stage: Stage) -> None:
+def test_A01_A06_A45_from_the_link_to_success_with_a_wrong_password_and_a_code_over_one_stream(
+    stage: Stage,
+) -> None:
     connection, link = stage.login("sms")
     page = stage.page()
     streams, states = asked(page, "/events"), asked(page, "/state")
@@ -265,6 +269,50 @@ def test_A32_an_early_click_is_not_lost(stage: Stage) -> None:
     expect(page.get_by_label("User name")).to_be_focused()
 
 
+def test_A32_when_the_start_does_not_get_through_the_button_is_a_plain_form_again(stage: Stage) -> None:
+    connection, link = stage.login("simple")
+    stage.wait_for_step(connection, "AWAITING_INPUT")
+    page = stage.page()
+    page.clock.install()
+    tries: list[Route] = []
+
+    def lose_four(route: Route) -> None:
+        tries.append(route)
+        if len(tries) <= 4:
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/start", lose_four)
+    page.goto(link)
+    for seen, seconds in ((1, 1), (2, 2), (3, 4)):
+        until(lambda seen=seen: (page.wait_for_timeout(20), len(tries) == seen)[1], 10)
+        page.wait_for_timeout(100)
+        page.clock.run_for(seconds * 1000)
+    expect(page.get_by_role("alert")).to_contain_text("could not reach the service")
+    press_continue(page)
+    expect(page.get_by_label("User name")).to_be_visible()
+
+
+def test_the_time_left_is_shown_and_announced_at_two_minutes_and_thirty_seconds(stage: Stage) -> None:
+    connection, link = stage.login("simple")
+    stage.wait_for_step(connection, "AWAITING_INPUT")
+    page = stage.page()
+    page.clock.install()
+    page.route("**/events", lambda route: None)
+    page.route("**/state", lambda route: route.fulfill(status=503, body=""))
+    page.goto(link)
+    press_continue(page)
+    left = page.locator("time[data-deadline]")
+    expect(left).to_have_text(re.compile(r"^9:\d\d left$"))
+    page.clock.fast_forward("08:05")
+    expect(left).to_have_text(re.compile(r"^1:\d\d left$"))
+    expect(page.get_by_role("status")).to_have_text("Less than 2 minutes left.")
+    page.clock.fast_forward("01:30")
+    expect(left).to_have_text(re.compile(r"^0:\d\d left$"))
+    expect(page.get_by_role("status")).to_have_text("Less than 30 seconds left.")
+
+
 def test_A31_a_form_that_is_ready_is_shown_at_once_on_continue(stage: Stage) -> None:
     connection, link = stage.login("simple")
     stage.wait_for_step(connection, "AWAITING_INPUT")
@@ -345,7 +393,9 @@ def test_A44_when_nothing_gets_through_the_values_stay_and_the_text_is_honest(st
     for attempt, seconds in ((1, 1), (2, 2), (3, 4)):
         expect(page.get_by_role("alert")).to_contain_text(f"({attempt} of 3)")
         page.clock.run_for(seconds * 1000)
-    expect(page.get_by_role("alert")).to_have_text("We could not confirm that this arrived. Sending it again is safe.")
+    expect(page.get_by_role("alert")).to_have_text(
+        "We could not confirm that this arrived. Sending it again is safe."
+    )
     expect(page.get_by_label("Password", exact=True)).to_have_value(PASSWORD)
     expect(page.get_by_label("User name")).to_be_focused()
     page.unroute("**/submit")
@@ -374,7 +424,10 @@ def test_A08_a_dropped_stream_and_stale_snapshots_do_not_bring_the_answered_form
     assert old["flow_step"] == "AWAITING_INPUT"
     # From here on every stream ends at once after telling the old state, and every GET tells it too.
     page.route("**/events", stale_stream)
-    page.route("**/state", lambda route: route.fulfill(status=200, content_type="application/json", body=json.dumps(old)))
+    page.route(
+        "**/state",
+        lambda route: route.fulfill(status=200, content_type="application/json", body=json.dumps(old)),
+    )
     page.reload()
     page.get_by_label("User name").wait_for()
     page.evaluate("kinds.splice(0, kinds.length, 'form')")
@@ -397,7 +450,9 @@ def test_A07_while_the_answer_is_on_its_way_nothing_jumps(stage: Stage) -> None:
     page.get_by_label("User name").wait_for()
     held: list[Route] = []
     page.route("**/submit", lambda route: held.append(route))
-    page.route("**/state", lambda route: route.fulfill(status=410, content_type="application/json", body="{}"))
+    page.route(
+        "**/state", lambda route: route.fulfill(status=410, content_type="application/json", body="{}")
+    )
     sign_in(page)
     until(lambda: (page.wait_for_timeout(20), held)[1], 10)
     page.evaluate("dispatchEvent(new Event('online'))")
@@ -417,7 +472,9 @@ def test_A28_a_stale_answer_shows_the_new_question_and_keeps_the_message(stage: 
     press_continue(page)
     page.get_by_label("User name").wait_for()
     # Meanwhile somebody answers elsewhere, and this page is cut off.
-    values = {field["id"]: USERNAME if field["type"] == "identifier" else PASSWORD for field in state["fields"]}
+    values = {
+        field["id"]: USERNAME if field["type"] == "identifier" else PASSWORD for field in state["fields"]
+    }
     stage.api(
         "POST",
         f"/auth/connections/{connection}/submit",
@@ -463,6 +520,36 @@ def test_A20_a_drop_shows_a_thin_bar_and_never_replaces_the_card(stage: Stage) -
     page.unroute("**/events")
     expect(page.locator("#reconnecting")).to_be_hidden()
     expect(page.get_by_label("User name")).to_have_value("half typed")
+
+
+def test_A38_a_stream_that_is_silent_for_two_and_a_half_heartbeats_is_built_anew(stage: Stage) -> None:
+    connection, link = stage.login("simple")
+    stage.wait_for_step(connection, "AWAITING_INPUT")
+    page = stage.page()
+    page.clock.install()
+    attempts: list[Route] = []
+    page.route("**/events", lambda route: attempts.append(route))
+    page.goto(link)
+    press_continue(page)
+    page.get_by_label("User name").fill("half typed")
+    page.clock.run_for(37_000)
+    assert len(attempts) == 1
+    page.clock.run_for(3_000)
+    until(lambda: (page.wait_for_timeout(20), len(attempts) == 2)[1], 10)
+    expect(page.locator("#reconnecting")).to_be_visible()
+    expect(page.get_by_label("User name")).to_have_value("half typed")
+
+
+def test_A27_a_page_that_was_left_and_is_shown_again_is_live_again(stage: Stage) -> None:
+    _, link = stage.login("simple")
+    page = stage.page()
+    page.goto(link)
+    press_continue(page)
+    page.get_by_label("User name").wait_for()
+    page.goto(stage.site.url("/about"))
+    page.go_back()
+    sign_in(page)
+    heading(page, "You are signed in")
 
 
 def test_A19_an_error_event_is_final(stage: Stage) -> None:

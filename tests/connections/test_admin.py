@@ -30,7 +30,9 @@ from connections.models import (
 from connections.states import FlowStatus, TaskKind
 from events.models import Event, LogMark
 
-OUR_MODELS = [model for label in ("connections", "events") for model in apps.get_app_config(label).get_models()]
+OUR_MODELS = [
+    model for label in ("connections", "events") for model in apps.get_app_config(label).get_models()
+]
 HISTORY = [Event, LogMark, HealthCheck, Submission, IdempotentAnswer, LoginFlow, Task]
 PASSWORD = "hunter2-of-the-site"
 CODE_FIELD = {"id": "f_code", "ref": "code", "type": "code", "label": "Code", "required": True}
@@ -90,7 +92,12 @@ def everything(owner: User) -> dict[type, Any]:
         now=now,
     )
     answer = IdempotentAnswer.objects.create(
-        scope="key:1", key="k", fingerprint="0f" * 32, status_code=200, sealed=vault.seal({"x": PASSWORD}), created_at=now
+        scope="key:1",
+        key="k",
+        fingerprint="0f" * 32,
+        status_code=200,
+        sealed=vault.seal({"x": PASSWORD}),
+        created_at=now,
     )
     return {
         ApiKey: key,
@@ -164,13 +171,17 @@ def test_history_can_be_neither_added_to_nor_changed_nor_deleted(
 
 
 def test_a_status_cannot_be_typed(browser: Client, everything: dict[type, Any]) -> None:
-    html = browser.get(page(ManagedAuthConnection, everything[ManagedAuthConnection].pk, "change")).content.decode()
+    html = browser.get(
+        page(ManagedAuthConnection, everything[ManagedAuthConnection].pk, "change")
+    ).content.decode()
     names = set(re.findall(r'<(?:input|select|textarea)[^>]* name="([^"]+)"', html))
     assert not names & {"status", "version", "domain", "owner", "profile", "post_login_url"}
     assert "login_url" in names
 
 
-def test_connections_flows_and_tasks_lead_to_the_dashboard(browser: Client, everything: dict[type, Any]) -> None:
+def test_connections_flows_and_tasks_lead_to_the_dashboard(
+    browser: Client, everything: dict[type, Any]
+) -> None:
     row = everything[ManagedAuthConnection]
     for model in (ManagedAuthConnection, LoginFlow, Task, HealthCheck, Event):
         html = browser.get(page(model)).content.decode()
@@ -402,16 +413,16 @@ def test_c60_staff_cannot_make_a_key_that_acts_as_somebody_else(
     assert ApiKey.objects.get().owner == stranger
 
 
-def test_c60_staff_cannot_make_a_connection_for_somebody_else(staff: Callable[..., Client], owner: User) -> None:
+def test_c60_staff_cannot_make_a_connection_for_somebody_else(
+    staff: Callable[..., Client], owner: User
+) -> None:
     client = staff("add_managedauthconnection", "view_managedauthconnection", "view_user", "view_credential")
     answer = client.post(page(ManagedAuthConnection, "add"), form(owner=owner.pk), follow=True)
     assert "may look" in answer.content.decode()
     assert not ManagedAuthConnection.objects.exists()
 
 
-def test_staff_who_may_only_look_are_offered_no_actions(
-    staff: Callable[..., Client], stranger: User
-) -> None:
+def test_staff_who_may_only_look_are_offered_no_actions(staff: Callable[..., Client], stranger: User) -> None:
     make_connection(stranger)
     client = staff("view_managedauthconnection")
     assert "start_login" not in client.get(page(ManagedAuthConnection)).content.decode()

@@ -11,7 +11,7 @@ from django.db import connections as databases
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import idempotency, registry
+from connections import registry
 from connections.models import ApiKey, Credential, IdempotentAnswer, LoginFlow, ManagedAuthConnection, Profile
 from tests.connections.api_support import error_of, new_connection, post, waiting
 
@@ -107,16 +107,14 @@ def test_a_key_that_is_none_is_400(api, key):
     assert keyed(api, "/profiles", {}, key="x" * 255).status_code == 201
 
 
-def test_an_answer_is_kept_for_a_day_and_pruned_then(api):
+def test_an_answer_is_kept_for_a_day_and_the_key_is_free_then(api):
     now = timezone.now()
     first = keyed(api, "/profiles", {}).json()
     with mock.patch("django.utils.timezone.now", return_value=now + dt.timedelta(hours=23, minutes=59)):
         assert keyed(api, "/profiles", {}).json() == first
     with mock.patch("django.utils.timezone.now", return_value=now + dt.timedelta(hours=24, minutes=1)):
         assert keyed(api, "/profiles", {}).json()["id"] != first["id"]
-    assert IdempotentAnswer.objects.count() == 1
-    assert idempotency.prune(now=now) == 0
-    assert idempotency.prune(now=now + dt.timedelta(hours=49)) == 1
+    assert IdempotentAnswer.objects.count() == 1, "the old one made room"
 
 
 def test_every_post_honours_it(api):

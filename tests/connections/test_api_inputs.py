@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from django.test import Client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 from rest_framework.test import APIClient
 
 from connections import inputs
@@ -251,3 +253,53 @@ def test_what_django_itself_refuses_is_json_under_the_api_and_a_page_elsewhere(s
     page = client.get("/nowhere", headers={"host": "evil.example"})
     assert page.status_code == 400
     assert not page["Content-Type"].startswith("application/json")
+
+
+SCHEMAS = [
+    inputs.ConnectionCreate, inputs.ConnectionUpdate, inputs.Login, inputs.Submit, inputs.Cancel, inputs.Exchange,
+    inputs.Empty, inputs.CredentialCreate, inputs.CredentialUpdate, inputs.ProfileCreate, inputs.ProfileUpdate,
+]  # fmt: skip
+SCALARS = some.one_of(
+    some.none(), some.booleans(), some.integers(), some.floats(allow_nan=False), some.text(max_size=40),
+    some.sampled_from(["", "example.com", "https://example.com/", "otpauth://totp/x?secret=A", "[::1", "a:b", "*.", "\x00"]),
+)  # fmt: skip
+VALUES = some.recursive(
+    SCALARS, lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5), inner, max_size=3)
+)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=some.data())
+def test_whatever_comes_in_is_taken_or_refused_and_never_a_fault(schema, data):
+    keys = some.sampled_from([*schema().fields, "unknown"])
+    body = data.draw(some.dictionaries(keys, VALUES, max_size=6) | VALUES)
+    try:
+        taken = inputs.checked(schema, body)
+    except ApiError as refused:
+        assert refused.status == 400  # noqa: PT017
+        assert refused.body["details"]  # noqa: PT017
+    else:
+        assert set(taken) <= set(body)
+        assert "unknown" not in taken
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=some.binary(max_size=200) | some.text(max_size=80).map(str.encode))
+def test_whatever_bytes_come_in_are_json_or_refused(raw):
+    try:
+        inputs.decode(raw)
+    except ApiError as refused:
+        assert (refused.status, refused.code) == (400, "invalid_json")  # noqa: PT017
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=some.text(max_size=30))
+def test_a_normalised_host_is_stable(text):
+    for normal in (inputs.normal_host, inputs.normal_root):
+        try:
+            once = normal(text)
+        except ValueError:
+            continue
+        assert normal(once) == once
+        assert once.isascii()

@@ -46,7 +46,9 @@ def test_A03_the_same_client_gets_the_identical_token_within_ten_seconds_and_not
 ) -> None:
     flow, code = start(owner, principal, now)
     _, first = handoff.exchange(connection_id=flow.connection_id, code=code, client=ALICE, now=now)
-    _, again = handoff.exchange(connection_id=flow.connection_id, code=code, client=ALICE, now=now + 10 * SECOND)
+    _, again = handoff.exchange(
+        connection_id=flow.connection_id, code=code, client=ALICE, now=now + 10 * SECOND
+    )
     assert again == first
     with pytest.raises(handoff.CodeUsed):
         handoff.exchange(connection_id=flow.connection_id, code=code, client=ALICE, now=now + 11 * SECOND)
@@ -63,10 +65,14 @@ def test_A03_of_two_clients_that_exchange_in_parallel_exactly_one_wins(django_us
         lost: list[str] = []
         gate = threading.Barrier(4)
 
-        def run(client: str, flow: LoginFlow, code: str, gate: threading.Barrier, won: list[str], lost: list[str]):
+        def run(
+            client: str, flow: LoginFlow, code: str, gate: threading.Barrier, won: list[str], lost: list[str]
+        ):
             gate.wait()
             try:
-                _, token = handoff.exchange(connection_id=flow.connection_id, code=code, client=client, now=now)
+                _, token = handoff.exchange(
+                    connection_id=flow.connection_id, code=code, client=client, now=now
+                )
                 won.append(token)
             except handoff.CodeUsed:
                 lost.append(client)

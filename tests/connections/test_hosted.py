@@ -63,7 +63,9 @@ class Login:
         assert answer.status_code == 303, answer.content
         return self.browser.get(answer["Location"])
 
-    def ask(self, *fields: dict[str, Any], choices: list[dict[str, Any]] | None = None, error: str = "") -> str:
+    def ask(
+        self, *fields: dict[str, Any], choices: list[dict[str, Any]] | None = None, error: str = ""
+    ) -> str:
         flow = transitions.await_input(
             hold=self.hold, fields=list(fields), choices=choices or [], website_error=error, now=self.now
         )
@@ -118,7 +120,9 @@ def test_A32_without_a_script_continue_is_a_form_that_leads_to_the_present_card(
     assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
 
 
-def test_A03_the_cookies_are_http_only_and_bound_to_page_and_stream(login: Login, settings: LazySettings) -> None:
+def test_A03_the_cookies_are_http_only_and_bound_to_page_and_stream(
+    login: Login, settings: LazySettings
+) -> None:
     settings.USE_HTTPS = True
     login.browser.get(login.link)
     answer = login.browser.post(
@@ -189,7 +193,9 @@ def test_A17_the_state_is_401_without_a_cookie_and_410_after_the_end(login: Logi
     assert login.flow.status == "EXPIRED"
 
 
-def test_A02_the_cookie_of_another_connection_opens_nothing(login: Login, owner: User, principal: Principal) -> None:
+def test_A02_the_cookie_of_another_connection_opens_nothing(
+    login: Login, owner: User, principal: Principal
+) -> None:
     row = transitions.create_connection(
         owner_id=owner.pk, domain="other.example", profile_name="o", config={}, actor=principal, now=login.now
     )
@@ -204,7 +210,12 @@ def test_A02_the_cookie_of_another_connection_opens_nothing(login: Login, owner:
 
 
 def test_the_page_is_not_stored_not_referred_and_runs_nothing_inline(login: Login) -> None:
-    for answer in (login.browser.get(login.link), login.open(), login.json("/state"), Client().get("/login/nobody")):
+    for answer in (
+        login.browser.get(login.link),
+        login.open(),
+        login.json("/state"),
+        Client().get("/login/nobody"),
+    ):
         assert answer["Cache-Control"] == "no-store"
         assert answer["Referrer-Policy"] == "no-referrer"
         policy = answer["Content-Security-Policy"]
@@ -242,7 +253,9 @@ def test_a_form_of_a_page_without_referrer_comes_with_origin_null(
 ) -> None:
     login.browser.get(login.link)
     data = {"code": login.code, "csrfmiddlewaretoken": login.csrf()["X-CSRFToken"]}
-    answer = login.browser.post(login.url + "/start", data, headers={"origin": origin, "sec-fetch-site": site})
+    answer = login.browser.post(
+        login.url + "/start", data, headers={"origin": origin, "sec-fetch-site": site}
+    )
     assert answer.status_code == status
 
 
@@ -356,7 +369,7 @@ def test_A45_a_rejected_field_is_marked_with_words_and_the_new_form_is_a_new_ele
     assert f'id="form-{second}"' in html
     assert first not in html
     assert html.count('aria-invalid="true"') == 1
-    assert "The site did not accept this" in html
+    assert "Not accepted." in html
     assert "Wrong &lt;b&gt;password&lt;/b&gt;" in html
 
 
@@ -378,7 +391,13 @@ def test_choices_are_buttons_with_another_way_last_and_identity_providers_apart(
     interaction = login.ask(
         choices=[
             {"id": "other", "type": "mfa_method", "mfa_type": "switch", "label": "Another way"},
-            {"id": "sms", "type": "mfa_method", "mfa_type": "sms", "label": "Text", "masked_destination": "••42"},
+            {
+                "id": "sms",
+                "type": "mfa_method",
+                "mfa_type": "sms",
+                "label": "Text",
+                "masked_destination": "••42",
+            },
             {"id": "google", "type": "sso_provider", "label": "Continue with Google"},
         ]
     )
@@ -434,12 +453,49 @@ def test_A13_an_error_shows_the_sites_words_and_its_code(login: Login) -> None:
         hold=login.hold, code="credentials_invalid", message="The site refused.", website_error="Locked <out>", now=login.now,
     )  # fmt: skip
     html = hosted.card_html(login.flow.id)
-    for text in ("The site refused.", "Locked &lt;out&gt;", "<code class=\"error-code\">credentials_invalid</code>"):
+    for text in (
+        "The site refused.",
+        "Locked &lt;out&gt;",
+        '<code class="error-code">credentials_invalid</code>',
+    ):
         assert text in html
 
 
+@pytest.mark.parametrize(
+    ("message", "said", "shown"),
+    [
+        ("The site refused.", "Locked.", "The site refused."),
+        ("", "Locked.", "Locked."),
+        ("", "", "The sign-in did not work."),
+    ],
+)
+def test_A13_the_message_is_the_error_else_the_sites_words_else_a_default(
+    login: Login, message: str, said: str, shown: str
+) -> None:
+    flow = transitions.fail(
+        hold=login.hold, code="website_error", message=message, website_error=said, now=login.now
+    )
+    assert hosted.card_of(flow, now=login.now)["callback_message"] == shown
+
+
+def test_A48_neither_code_nor_values_get_into_the_server_log(
+    login: Login, caplog: pytest.LogCaptureFixture
+) -> None:
+    login.open()
+    interaction = login.ask(USERNAME, PASSWORD)
+    login.json("/submit", {"interaction_id": "mai_old", "field.f1": "alice", "field.f2": SECRET})
+    login.json("/submit", {"interaction_id": interaction, "field.f1": "", "field.f2": SECRET})
+    Client(REMOTE_ADDR="10.9.9.9").get(login.link)
+    Client(enforce_csrf_checks=True).post(login.url + "/start", {"code": login.code})
+    assert caplog.records
+    for text in (login.code, SECRET):
+        assert text not in caplog.text
+
+
 def test_A48_a_cancelled_login_does_not_show_the_operators_words(login: Login, principal: Principal) -> None:
-    transitions.cancel(connection_id=login.flow.connection_id, actor=principal, reason="fraud?", now=login.now)
+    transitions.cancel(
+        connection_id=login.flow.connection_id, actor=principal, reason="fraud?", now=login.now
+    )
     html = hosted.card_html(login.flow.id)
     assert "This sign-in was cancelled" in html
     assert "fraud" not in html
@@ -483,7 +539,9 @@ def test_a_discovery_that_takes_long_says_that_it_goes_on(login: Login) -> None:
         ("", False),
     ],
 )
-def test_a_return_address_has_exactly_an_origin_of_the_list(settings: LazySettings, url: str, allowed: bool) -> None:
+def test_a_return_address_has_exactly_an_origin_of_the_list(
+    settings: LazySettings, url: str, allowed: bool
+) -> None:
     settings.RETURN_URLS = ["https://app.example"]
     assert hosted.allowed_return_url(url) is allowed
 

@@ -52,7 +52,16 @@ def test_the_lint_sees_each_of_the_forbidden_things() -> None:
 
 def test_a_part_that_the_stream_sends_has_a_version() -> None:
     parts = ROOT / "templates" / "dashboard" / "parts"
-    for name in ("row", "state", "timeline", "attention_item", "task_row", "row_gone", "state_gone", "attention_gone"):
+    for name in (
+        "row",
+        "state",
+        "timeline",
+        "attention_item",
+        "task_row",
+        "row_gone",
+        "state_gone",
+        "attention_gone",
+    ):
         first = without_comments((parts / f"{name}.html").read_text()).strip().split(">", 1)[0]
         assert "data-rev=" in first, name
 
@@ -63,4 +72,6 @@ def test_no_form_of_a_fragment_puts_a_token_where_a_morph_would_take_it_away() -
     for path in parts.glob("*.html"):
         text = path.read_text()
         tokens = text.count("{% csrf_token %}")
-        assert tokens == text.count('<span class="csrf" hx-morph-skip-children>{% csrf_token %}</span>'), path.name
+        assert tokens == text.count('<span class="csrf" hx-morph-skip-children>{% csrf_token %}</span>'), (
+            path.name
+        )

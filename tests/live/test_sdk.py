@@ -379,6 +379,15 @@ def test_a_chunked_body_is_read_and_a_huge_one_refused(running: Running) -> None
     assert (declared.status_code, declared.json()["code"]) == (413, "payload_too_large")
 
 
+@pytest.mark.parametrize("query", ["after=x", "after=-1", "after=1.5", "after=" + "9" * 30, "topics=nonsense", "topics=x:1"])
+def test_a_bad_cursor_or_topic_is_400_before_the_first_byte(running: Running, query: str) -> None:
+    headers = {"Authorization": f"Bearer {running.api_key}"}
+    refused = httpx.get(f"{running.url}/api/events?{query}", headers=headers)
+    assert refused.status_code == 400
+    assert refused.headers["content-type"].startswith("application/json")
+    assert set(refused.json()) >= {"code", "message"}
+
+
 def test_a_stored_answer_outlives_a_restart_of_the_server(own_running: Running) -> None:
     headers = {"Authorization": f"Bearer {own_running.api_key}", "Idempotency-Key": "once"}
     url = f"{own_running.url}/profiles"

@@ -72,11 +72,11 @@ class Command(_shared.SwitchboardCommand):
         started = time.monotonic()
         while True:
             check_worker()
-            cursor = self._show(flow, cursor)
             transitions.expire_if_due(connection_id=row.id, now=_shared.now())
             flow.refresh_from_db()
+            # After the look at the flow, so that nothing is asked before the step that it belongs to was shown.
+            cursor = self._show(flow, cursor)
             if flow.is_over:
-                self._show(flow, cursor)
                 return flow
             if hint and time.monotonic() - started > NO_WORKER_SECONDS:
                 hint = False

@@ -110,7 +110,8 @@ document.addEventListener("focusin", (event) => {
   const part = event.target.closest?.(".state, .attn");
   place = part ? part.id : null;
 });
-document.addEventListener("htmx:after:swap", () => {
+document.addEventListener("htmx:after:swap", () => setTimeout(replace, 50));
+function replace() {
   if (!place || document.activeElement !== document.body) return;
   const part = document.getElementById(place);
   const field = part && $("form.answer input:not([type=hidden])", part);
@@ -122,7 +123,7 @@ document.addEventListener("htmx:after:swap", () => {
   }
   const chip = part && $(".chip", part);
   if (chip) announce(chip.textContent.trim());
-});
+}
 
 // ── Forms that answer a login (design/dashboard.md, section 6) ──
 
@@ -149,6 +150,9 @@ function release(form) {
   form.removeAttribute("aria-busy");
   form.inert = false;
   for (const button of $$(".pressed", form)) button.classList.remove("pressed");
+  // Freezing took the focus away; it comes back to the button, if that is still there.
+  const button = sends.get(form)?.submitter;
+  if (button?.isConnected && document.activeElement === document.body) button.focus({ preventScroll: true });
   sends.delete(form);
 }
 

@@ -1,0 +1,32 @@
+"""Every row of the behaviours table that the server owes (A01 to A50) has a test that carries its name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+#: Rows with a server side, or a page side that our own hosted page owes. All of them, at present.
+ROWS = [f"A{number:02d}" for number in range(1, 51)]
+
+
+def names() -> str:
+    """The names of all tests: Python functions, and the titles of the scripts' tests."""
+    python = [
+        match
+        for path in TESTS.rglob("test_*.py")
+        for match in re.findall(r"^\s*(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
+    ]
+    scripts = [
+        match
+        for path in (TESTS / "js").glob("*.mjs")
+        for match in re.findall(r"""\b(?:test|it)\(\s*["'`](.+?)["'`]\s*,""", path.read_text())
+    ]
+    return "\n".join(python + scripts)
+
+
+def test_every_row_has_a_test_that_names_it() -> None:
+    named = set(re.findall(r"A\d\d", names()))
+    missing = [row for row in ROWS if row not in named]
+    assert missing == [], f"rows without a test: {', '.join(missing)}"
