@@ -172,7 +172,7 @@ class ConnectionEventsConsumer(EventStreamConsumer):
         except handoff.TokenExpired as error:
             raise Refused(401, "session_expired", "The session of this page has expired.") from error
         except handoff.TokenOver as error:
-            raise Refused(410, "flow_over", "This login is over.") from error
+            raise Refused(410, "session_expired", "This login is over.") from error
 
     async def opening(self, grant: Grant) -> list[bytes]:
         state = await self._present_state(grant.state[0])

@@ -89,6 +89,18 @@ class Picture:
     needs_attention: bool
 
     @property
+    def filter(self) -> str:
+        """The value of ``?status=`` that finds this connection in the list."""
+        if self.flow is None:
+            return "new"
+        if self.waiting:
+            return "waiting"
+        if self.busy:
+            return "working"
+        ends = {FlowStatus.SUCCESS: "done", FlowStatus.CANCELED: "cancelled"}
+        return ends.get(FlowStatus(self.flow.status), self.flow.status.lower())
+
+    @property
     def id(self) -> str:
         return self.connection.id
 

@@ -130,6 +130,7 @@ def principal_of_token(token: str, *, now: dt.datetime) -> Principal:
         raise TokenExpired
     flow = (
         LoginFlow.objects.select_related("connection")
+        .filter(connection__owner__is_active=True)
         .filter(pk=claims["invocation_id"], connection_id=claims["managed_auth_session_id"])
         .first()
     )

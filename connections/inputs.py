@@ -540,7 +540,6 @@ class Login(Closed):
     browser = Echoed(required=False, allow_null=True)
     browser_telemetry = Echoed(required=False, allow_null=True)
     record_session = Flag(required=False)
-    save_credentials = Flag(required=False)
     skill_mode = OneOf(["enabled", "disabled"], required=False)
 
 

@@ -451,8 +451,12 @@ def connection_delete(visit: Visit, connection_id: str) -> HttpResponse:
 
 
 def _notice(text: str, *, status: int, target: str = "notices", parts: str = "") -> HttpResponse:
-    """A message for somebody whose browser runs the script: into the place of the form's messages, or on top of the page."""
-    html = f'{parts}<hx-partial hx-target="#{target}" hx-swap="innerHTML"><span data-say>{escape(text)}</span></hx-partial>'
+    """A message for somebody whose browser runs the script: beside the form it belongs to, or on top of the page.
+
+    ``data-say`` names the place once more: a question that comes with ``parts`` is not on the page yet when htmx looks for it.
+    """
+    say = f'<span data-say="{target}">{escape(text)}</span>'
+    html = f'{parts}<hx-partial hx-target="#{target}" hx-swap="innerHTML">{say}</hx-partial>'
     return HttpResponse(html, status=status)
 
 
@@ -473,9 +477,14 @@ def _back(visit: Visit, connection_id: str) -> str:
 def _failed(visit: Visit, connection_id: str, text: str, *, status: int, fresh: bool = False) -> HttpResponse:
     """What went wrong, beside the form it belongs to. ``fresh``: with the parts as they are now."""
     if visit.by_script:
-        item = fragments.present(connection_id) if fresh else None
-        parts = fragments.connection_parts(item) if item else ""
-        return _notice(text, status=status, target=f"say-{connection_id}", parts=parts)
+        item = fragments.present(connection_id)
+        asking = item.flow.interaction_id if item and item.flow else ""
+        return _notice(
+            text,
+            status=status,
+            target=f"say-{connection_id}-{asking}" if asking else "notices",
+            parts=fragments.connection_parts(item) if item and fresh else "",
+        )
     messages.error(visit.request, text)
     return redirect(_back(visit, connection_id))
 

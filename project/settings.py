@@ -38,11 +38,11 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "project.middleware.trusted_proxy",
-    "project.middleware.body_limit",
     "project.middleware.security_headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "corsheaders.middleware.CorsMiddleware",
+    "project.middleware.body_limit",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

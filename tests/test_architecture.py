@@ -31,6 +31,8 @@ ASYNC_ROOMS = (
     "connections/worker.py",
     "connections/consumers.py",
     "connections/management/commands/run_worker.py",
+    "connections/management/commands/_worker.py",
+    "connections/management/commands/doctor.py",
     "project/",
 )
 

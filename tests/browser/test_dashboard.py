@@ -443,3 +443,42 @@ def test_without_script_a_login_can_be_answered_too(
     page.goto("/")
     expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
     plain.close()
+
+
+def test_A28_a_stale_answer_keeps_its_message_beside_the_new_question(desk: Any, site: sites.Site) -> None:
+    slow = desk("/")
+    connection = create(slow, host_of(site), "stale")
+    expect(slow.page.locator("form.answer")).to_be_visible()
+    slow.page.get_by_role("button", name="Pause live updates").click()
+    expect(slow.page.locator("#badge")).to_have_attribute("data-state", "paused")
+    quick = desk(f"/connections/{connection}")
+    fill_password(quick, sites.PASSWORD)
+    expect(state(quick)).to_contain_text("Waiting for you: code")
+    fill_password(slow, "typed too late")
+    expect(state(slow)).to_contain_text("Waiting for you: code")
+    expect(slow.page.locator(".question .say")).to_contain_text("answer the new question")
+    expect(slow.page.locator("#notices")).to_be_empty()
+    slow.page.locator("input[autocomplete=one-time-code]").fill(sites.SMS_CODE)
+    slow.page.get_by_role("button", name="Send", exact=True).click()
+    expect(state(slow)).to_contain_text(re.compile("Sending|Done"))
+    assert slow.page.evaluate("window.__wrong") == []
+
+
+def test_A18_signing_in_again_in_another_tab_is_enough_to_send_the_same_form(
+    chromium: Any, running: Running, site: sites.Site
+) -> None:
+    with signed_in(chromium, running) as desk:
+        tab = desk("/")
+        create(tab, host_of(site), "again")
+        expect(tab.page.locator("form.answer")).to_be_visible()
+        tab.page.context.clear_cookies(name="sessionid")
+        fill_password(tab, sites.PASSWORD)
+        expect(tab.page.get_by_text("You are signed out.")).to_be_visible()
+        expect(tab.page.locator("form.answer input[type=password]")).to_have_value(sites.PASSWORD)
+        other = desk("/signin")
+        other.page.get_by_label("User name").fill(running.username)
+        other.page.get_by_label("Password", exact=True).fill(running.password)
+        other.page.get_by_role("button", name="Sign in").click()
+        expect(other.page).to_have_url(f"{running.url}/")
+        tab.page.get_by_role("button", name="Send", exact=True).click()
+        expect(state(tab)).to_contain_text(re.compile("Sending|code"))

@@ -84,7 +84,6 @@ def test_login_accepts_what_kernels_sdk_sends(api, connection_id):
         "browser": {"stealth": True},
         "browser_telemetry": None,
         "record_session": True,
-        "save_credentials": False,
         "skill_mode": "disabled",
     }
     assert post(api, f"/auth/connections/{connection_id}/login", body).status_code == 200

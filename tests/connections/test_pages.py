@@ -460,7 +460,7 @@ def test_an_incomplete_answer_keeps_the_form_and_names_the_field(web: Client, pr
     body = answer.content.decode()
     assert answer.status_code == 400
     assert "Please fill in: Password." in body
-    assert f'hx-target="#say-{connection.id}"' in body
+    assert f'hx-target="#say-{connection.id}-{flow.interaction_id}"' in body
     assert "state-" not in body
 
 

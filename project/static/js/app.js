@@ -18,13 +18,13 @@ function announce(text) {
   if (region && region.textContent !== text) region.textContent = text;
 }
 
-function notice(text) {
+function notice(text, tone = "failed") {
   const region = $("#notices");
   if (!region) return;
   const item = document.createElement("p");
-  item.className = "banner tone-failed";
+  item.className = `banner tone-${tone}`;
   item.textContent = text;
-  region.replaceChildren(item);
+  region.replaceChildren(...(text ? [item] : []));
 }
 
 // ── Times: the server says when, the reader's own clock and zone say how ──
@@ -131,8 +131,11 @@ const RETRY_AFTER = [1000, 2000, 4000];
 const sends = new WeakMap(); // form → {tries, submitter, timer, answered}
 
 function say(form, text, tone = "failed") {
-  const place = document.getElementById(`say-${form.dataset.answer}`) ?? $("#notices");
-  if (!place) return;
+  const place = document.getElementById(`say-${form.dataset.answer}`);
+  if (!place) {
+    notice(text, tone);
+    return;
+  }
   place.classList.remove("tone-failed", "tone-waiting");
   place.classList.add(`tone-${tone}`);
   place.textContent = text;
@@ -165,7 +168,7 @@ document.addEventListener("htmx:before:request", (event) => {
   send.submitter = event.detail.ctx.request.submitter ?? send.submitter;
   send.answered = false;
   sends.set(form, send);
-  if (form.dataset.answer && !send.tries) say(form, "");
+  if (!send.tries) say(form, "");
   freeze(form, send.submitter);
 });
 
@@ -182,11 +185,13 @@ document.addEventListener("htmx:after:request", (event) => {
     say(form, "You are signed out. Sign in again in another tab, then send it again.");
     release(form);
   } else {
-    if (status < 400 && form.dataset.answer) say(form, "");
+    if (status < 400) say(form, "");
     // The answer brings the parts as they are now. What is still on the page after that swap is free again.
     setTimeout(() => release(form), 0);
-    if (status === 404) say(form, "This connection does not exist any more.");
-    if (status === 403 && !(raw.headers.get("Content-Type") || "").includes("html")) say(form, "This was refused. Please reload the page.");
+    // An answer of ours says why, in its own words; any other refusal must not stay silent.
+    if (status >= 400 && !event.detail.ctx.text.includes("<hx-partial")) {
+      say(form, status === 404 ? "This connection does not exist any more." : "This was refused. Please reload the page.");
+    }
   }
 });
 
@@ -219,9 +224,21 @@ function retry(form, asked) {
 // A message for a place that is not on this page (any more) goes to the top of the page.
 document.addEventListener("live:absent", (event) => {
   const { part, task } = event.detail;
-  if (part?.matches?.("[data-say]")) notice(part.textContent);
+  if (part?.matches?.("[data-say]")) {
+    // Its question may come with the same answer: look again after the swap.
+    setTimeout(() => {
+      const place = document.getElementById(part.dataset.say);
+      if (place) place.textContent = part.textContent;
+      else notice(part.textContent);
+    }, 0);
+  }
   if (part?.matches?.("article[data-attention]") && $("#attention")) refreshAttention();
-  if (part?.matches?.("tr[id^='task-']") && $("#list[data-new-kind='task']")) pill(part.id);
+  const filters = new URLSearchParams(location.search);
+  const narrow = ["q", "owner", "page", "cursor"].some((name) => filters.get(name));
+  const list = $("#list")?.dataset.newKind;
+  if (list === "task" && part?.id?.startsWith("task-") && !narrow && !filters.get("status")) pill(part.id);
+  // A row that begins to match the filter of this list.
+  if (list === "connection" && filters.get("status") && part?.dataset?.filter === filters.get("status") && !narrow) pill(part.id);
   task.swapSpec = { style: "none" };
 });
 
@@ -284,7 +301,8 @@ function pill(key) {
 
 document.addEventListener("live:appeared", (event) => {
   const { kind, id } = event.detail;
-  if ($("#list")?.dataset.newKind === kind && !document.getElementById(`row-${id}`)) pill(id);
+  if (location.search.replace("?", "").replace(/sort=\w*/, "")) return;
+  if ($("#list")?.dataset.newKind === kind && !document.getElementById(`row-${id}`)) pill(`row-${id}`);
 });
 document.addEventListener("live:news", (event) => {
   const list = $("#list[data-new-kind='event']");
@@ -297,10 +315,16 @@ function showNew() {
   return htmx.ajax("GET", location.pathname + location.search, { source: list, target: list, select: "#list", swap: "outerMorph" });
 }
 
-// ── Filters: no empty parameters in the address ──
+// ── Requests: the token of now, and no empty filter in the address ──
 
 document.addEventListener("htmx:config:request", (event) => {
   const { ctx } = event.detail;
+  // Signing in again in another tab makes a new token; the one that this page was made with is refused then.
+  const token = /(?:^|; )csrftoken=([^;]+)/.exec(document.cookie)?.[1];
+  if (token && ctx.request.method === "POST") {
+    ctx.request.headers["X-CSRFToken"] = token;
+    ctx.request.body?.delete?.("csrfmiddlewaretoken");
+  }
   if (!event.target.matches?.("form.filters")) return;
   for (const [name, value] of [...ctx.request.body]) if (!value) ctx.request.body.delete(name);
 });

@@ -1,0 +1,188 @@
+"""A reader of streams over a real socket, and small calls of the API beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from events.sse import Parser, ServerSentEvent
+from tests.conftest import Running, until
+
+
+class Stream:
+    """One open stream; a thread reads it. ``events`` grows, ``raw`` holds the bytes, ``ended`` tells how it is going."""
+
+    def __init__(self, url: str, *, key: str = "", headers: dict[str, str] | None = None) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self.events: list[ServerSentEvent] = []
+        self.times: list[float] = []
+        self.raw = b""
+        self.ended = threading.Event()
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=60)
+        sent = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._connection.request(
+            "GET", f"{parts.path}{'?' + parts.query if parts.query else ''}", headers=sent | (headers or {})
+        )
+        self._socket = self._connection.sock
+        self.answer = self._connection.getresponse()
+        self.status = self.answer.status
+        self.parser = Parser()
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        try:
+            while chunk := self.answer.read1(65536):
+                self.raw += chunk
+                for event in self.parser.feed(chunk):
+                    self.times.append(time.monotonic())
+                    self.events.append(event)
+        except (OSError, http.client.HTTPException, AttributeError, ValueError):
+            pass
+        finally:
+            self.ended.set()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(5)
+        self._connection.close()
+
+    def json(self) -> Any:
+        """The body of an answer that is no stream."""
+        assert self.ended.wait(10)
+        return json.loads(self.raw)
+
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    def of(self, *names: str) -> list[ServerSentEvent]:
+        return [event for event in list(self.events) if event.name in names]
+
+    def logged(self) -> list[ServerSentEvent]:
+        """The events of the log: their names have a dot."""
+        return [event for event in list(self.events) if "." in event.name]
+
+    def until(self, condition: Callable[[ServerSentEvent], bool], seconds: float = 15) -> ServerSentEvent:
+        def found() -> ServerSentEvent | None:
+            return next((event for event in list(self.events) if condition(event)), None)
+
+        try:
+            return until(found, seconds)
+        except AssertionError:
+            raise AssertionError(f"did not come in {seconds} s; there were {self.names()[-30:]}") from None
+
+    def named(self, name: str, seconds: float = 15) -> ServerSentEvent:
+        return self.until(lambda event: event.name == name, seconds)
+
+
+def events(running: Running, query: str = "", *, key: str | None = None, **headers: str) -> Stream:
+    """``/api/events`` with a key, opened and ready."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Stream(f"{running.url}/api/events{query}", key=running.api_key if key is None else key, headers=sent)
+
+
+def call(
+    running: Running, method: str, path: str, body: Any = None, *, key: str | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, Any, dict[str, str]]:
+    """One call of the API: status, JSON, headers (lower case)."""
+    sent = {"Authorization": f"Bearer {running.api_key if key is None else key}"} | (headers or {})
+    if body is not None:
+        sent["Content-Type"] = "application/json"
+    request = urllib.request.Request(
+        running.url + path, method=method, headers=sent, data=None if body is None else json.dumps(body).encode()
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            raw, status, got = answer.read(), answer.status, answer.headers
+    except urllib.error.HTTPError as error:
+        raw, status, got = error.read(), error.code, error.headers
+    return status, json.loads(raw) if raw else None, {name.lower(): value for name, value in got.items()}
+
+
+_serial = iter(range(1, 1_000_000))
+
+
+def connect(running: Running, domain: str | None = None, *, key: str | None = None, **config: Any) -> Any:
+    """A new connection, with a profile of its own."""
+    number = f"{time.monotonic_ns()}-{next(_serial)}"
+    body = {"domain": domain or f"d{number}.example.com", "profile_name": f"p{number}", **config}
+    status, created, _ = call(running, "POST", "/auth/connections", body, key=key)
+    assert status == 201, created
+    return created
+
+
+def login(running: Running, connection: Any) -> Any:
+    status, body, _ = call(running, "POST", f"/auth/connections/{connection['id']}/login", {})
+    assert status == 200, body
+    return body
+
+
+def managed(running: Running, connection: Any, *, key: str | None = None, **headers: str) -> Stream:
+    return Stream(
+        f"{running.url}/auth/connections/{connection['id']}/events",
+        key=running.api_key if key is None else key, headers=headers,
+    )  # fmt: skip
+
+
+WRITE = """
+import datetime as dt
+from django.contrib.auth.models import User
+from django.db import transaction
+from events import log
+from events.envelope import Change
+owner = User.objects.get(username={username!r}).pk
+for number in range({count}):
+    with transaction.atomic():
+        log.append(Change(name="task.updated", topic="task:{topic}", audience=owner, object_id="{topic}", version=number + 1,
+                          at=dt.datetime.now(dt.UTC), actor="test", data={{"id": "{topic}", "n": number, "fill": "x" * {size}}}))
+"""
+
+
+def write_elsewhere(running: Running, count: int, *, topic: str, size: int = 10, username: str = "admin") -> None:
+    """Events of the log, written by another process: a management command."""
+    running.manage("shell", "--no-imports", "-c", WRITE.format(username=username, count=count, size=size, topic=topic))
+
+
+def pid_of(running: Running) -> int:
+    return running.processes["server"].pid
+
+
+def rss_of(pid: int) -> int:
+    """Resident bytes of a process."""
+    with open(f"/proc/{pid}/status") as file:
+        line = next(line for line in file if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def threads_of(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return int(next(line for line in file if line.startswith("Threads")).split()[1])
+
+
+@contextlib.contextmanager
+def many(count: int, make: Callable[[], Stream]) -> Iterator[list[Stream]]:
+    streams: list[Stream] = []
+    try:
+        for _ in range(count):
+            streams.append(make())
+        yield streams
+    finally:
+        for stream in streams:
+            stream.close()
