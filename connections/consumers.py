@@ -62,7 +62,9 @@ def caller(scope: Any, *, now: dt.datetime) -> Principal:
         raise Refused(error.status, error.code, error.message, headers=error.headers) from error
     principal = session_principal(headers)
     if principal is None:
-        raise Refused(401, "unauthorized", "Sign in, or send an API key.", headers={"WWW-Authenticate": "Bearer"})
+        raise Refused(
+            401, "unauthorized", "Sign in, or send an API key.", headers={"WWW-Authenticate": "Bearer"}
+        )
     return principal
 
 
@@ -182,7 +184,9 @@ class ConnectionEventsConsumer(EventStreamConsumer):
     def _present_state(self, flow_id: str | None) -> dict[str, Any] | None:
         flows = LoginFlow.objects.filter(connection_id=self.connection_id).order_by("-number")
         flow = flows.filter(pk=flow_id).first() if flow_id else flows.first()
-        return None if flow is None else payloads.flow_state(flow) | {"at": payloads.timestamp(flow.updated_at)}
+        return (
+            None if flow is None else payloads.flow_state(flow) | {"at": payloads.timestamp(flow.updated_at)}
+        )
 
     async def encode(self, batch: list[Envelope], grant: Grant) -> bytes:
         frames = []
@@ -200,9 +204,7 @@ class ConnectionEventsConsumer(EventStreamConsumer):
                 break
         return b"".join(frames)
 
-    async def _frame(
-        self, state: dict[str, Any], at: str, envelope: Envelope | None, grant: Grant
-    ) -> bytes:
+    async def _frame(self, state: dict[str, Any], at: str, envelope: Envelope | None, grant: Grant) -> bytes:
         self._version = state["version"]
         self.finished = state["flow_status"] in FLOW_END
         body = {"event": "managed_auth_state", "timestamp": at, **state}

@@ -136,6 +136,19 @@ class Picture:
     def hosted_url(self) -> str:
         return hosted_url(self.connection.id)
 
+    @property
+    def can_reauth(self) -> bool:
+        return self.connection.can_reauth()[0]
+
+    @property
+    def reauth_reason(self) -> str:
+        reason = self.connection.can_reauth()[1]
+        return _REAUTH_WORDS.get(reason, reason.replace("_", " "))
+
+    @property
+    def check_minutes(self) -> int:
+        return round(self.connection.health_check_interval / 60)
+
 
 # ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,6 +210,17 @@ _SHORT_REASON = {
 
 def _reason(code: str) -> str:
     return _SHORT_REASON.get(code, code.replace("_", " "))
+
+
+_REAUTH_WORDS = {
+    "no_prior_successful_login": "there was no successful login yet",
+    "no_credential": "no values are stored",
+    "requires_external_action": "the site wants an approval elsewhere",
+    "requires_sms_code": "the site sends a code by text message",
+    "requires_email_code": "the site sends a code by e-mail",
+    "requires_customer_input": "the site asks for more than is stored",
+    "requires_totp_without_secret": "the secret of the one-time code is not stored",
+}
 
 
 def _chip(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Chip:
@@ -274,8 +298,9 @@ def _is_another_way(choice: Json) -> bool:
 
 
 def _option(choice: Json) -> Option:
-    notes = [choice.get("masked_destination"), choice.get("context"), choice.get("description")]
-    return Option(id=choice["id"], label=choice["label"], note=" · ".join(note for note in notes if note))
+    notes = (choice.get(name) or "" for name in ("masked_destination", "context", "description"))
+    new = [note for note in notes if note and note not in choice["label"]]
+    return Option(id=choice["id"], label=choice["label"], note=" · ".join(new))
 
 
 def picture(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Picture:
@@ -519,6 +544,12 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
     return told
 
 
+def earlier_logins(connection: ManagedAuthConnection) -> list[tuple[LoginFlow, Chip]]:
+    """The ten logins before the latest one, newest first."""
+    rows = connection.flows.order_by("-number")[1:11]
+    return [(row, chip_of_flow(row.status, row.step, wants="", who=row.ended_by)) for row in rows]
+
+
 # ── The stream ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -535,6 +566,14 @@ def connection_parts(item: Picture) -> str:
             _partial(f"row-{item.id}", render_to_string("dashboard/parts/row.html", context)),
             _partial(f"state-{item.id}", render_to_string("dashboard/parts/state.html", context)),
             _partial(f"attn-{item.id}", render_to_string("dashboard/parts/attention_item.html", context)),
+            _partial(f"facts-{item.id}", render_to_string("dashboard/parts/facts.html", context)),
+            _partial(
+                f"attempts-{item.id}",
+                render_to_string(
+                    "dashboard/parts/attempts.html",
+                    {"item": item, "attempts": earlier_logins(item.connection)},
+                ),
+            ),
             _partial(
                 f"timeline-{item.id}",
                 render_to_string(

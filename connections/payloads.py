@@ -258,7 +258,9 @@ def _choice(choice: Json) -> ChoiceShape:
 def _legacy_field(field: Json) -> DiscoveredFieldShape:
     kind = _LEGACY_FIELD_TYPE.get(field["type"])
     if kind is None:
-        kind = {"email": "email", "tel": "tel", "numeric": "number"}.get(field.get("input_mode") or "", "text")
+        kind = {"email": "email", "tel": "tel", "numeric": "number"}.get(
+            field.get("input_mode") or "", "text"
+        )
     linked = field.get("linked_mfa_type")
     return _present(
         name=field["ref"],

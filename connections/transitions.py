@@ -188,7 +188,13 @@ def _step(flow: LoginFlow, step: FlowStep, *, now: dt.datetime) -> None:
 
 
 def _end(
-    flow: LoginFlow, status: FlowStatus, *, at: dt.datetime, now: dt.datetime, actor: str, website_error: str = ""
+    flow: LoginFlow,
+    status: FlowStatus,
+    *,
+    at: dt.datetime,
+    now: dt.datetime,
+    actor: str,
+    website_error: str = "",
 ) -> None:
     """To one of the ends, the task with it. ``at`` is when it happened, ``now`` when it was noticed."""
     _step(flow, FlowStep.COMPLETED, now=at)
@@ -207,7 +213,11 @@ def _end(
 
 def _expire(flow: LoginFlow, *, now: dt.datetime) -> None:
     deadline = flow.deadline() or now
-    if flow.step == FlowStep.AWAITING_INPUT and flow.input_expires_at and flow.input_expires_at <= flow.expires_at:
+    if (
+        flow.step == FlowStep.AWAITING_INPUT
+        and flow.input_expires_at
+        and flow.input_expires_at <= flow.expires_at
+    ):
         flow.error_code = "awaiting_input_timeout"
         flow.error_message = "Nobody answered in time."
     elif flow.step == FlowStep.AWAITING_EXTERNAL_ACTION:
@@ -227,7 +237,13 @@ def _actor(principal: Principal) -> str:
 
 
 def create_connection(
-    *, owner_id: int, domain: str, profile_name: str, config: Mapping[str, Any], actor: Principal, now: dt.datetime
+    *,
+    owner_id: int,
+    domain: str,
+    profile_name: str,
+    config: Mapping[str, Any],
+    actor: Principal,
+    now: dt.datetime,
 ) -> ManagedAuthConnection:
     """A new connection of ``owner_id``; the profile is made when it does not exist. ``config`` has keys of CONFIG.
 
@@ -290,7 +306,9 @@ def delete_connection(*, connection_id: str, actor: Principal, now: dt.datetime)
         if flow is not None:
             _cancel(flow, actor=actor, reason="The connection was deleted.", now=now)
         for task in row.tasks.select_for_update().exclude(status__in=TASK_END):
-            tasks.finish(task, TaskStatus.KILLED, actor=_actor(actor), now=now, error="The connection was deleted.")
+            tasks.finish(
+                task, TaskStatus.KILLED, actor=_actor(actor), now=now, error="The connection was deleted."
+            )
         row.version += 1
         row.updated_at = now
         telling.connection("connection.deleted", row, at=now, actor=_actor(actor))
@@ -500,8 +518,10 @@ def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, 
     if answer.mfa_option_id is not None:
         wanted = answer.mfa_option_id
         return {}, pick(
-            lambda c: c["type"] == "mfa_method"
-            and wanted in (payloads.legacy_mfa_type(c), c.get("mfa_type"), c["id"], c["label"])
+            lambda c: (
+                c["type"] == "mfa_method"
+                and wanted in (payloads.legacy_mfa_type(c), c.get("mfa_type"), c["id"], c["label"])
+            )
         )
     if answer.sign_in_option_id is not None:
         return {}, pick(
@@ -509,7 +529,10 @@ def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, 
         )
     if answer.sso_button_selector is not None:
         return {}, pick(
-            lambda c: c["type"] == "sso_provider" and (c.get("observed_selector") or "") == answer.sso_button_selector
+            lambda c: (
+                c["type"] == "sso_provider"
+                and (c.get("observed_selector") or "") == answer.sso_button_selector
+            )
         )
     if answer.sso_provider is not None:
         return {}, pick(
@@ -523,12 +546,17 @@ def _legacy_answer(flow: LoginFlow, answer: SubmittedAnswer) -> tuple[dict[str, 
 
 def _require(flow: LoginFlow, values: Mapping[str, str]) -> None:
     missing = [
-        field for field in flow.fields if field.get("required", True) and not values.get(field["id"], "").strip()
+        field
+        for field in flow.fields
+        if field.get("required", True) and not values.get(field["id"], "").strip()
     ]
     if missing:
         raise InvalidSubmission(
             "Please fill in: " + ", ".join(field["label"] for field in missing) + ".",
-            [{"code": "required", "message": f"{field['id']}: {field['label']} is required."} for field in missing],
+            [
+                {"code": "required", "message": f"{field['id']}: {field['label']} is required."}
+                for field in missing
+            ],
         )
     if not values:
         raise InvalidSubmission("None of the fields that were sent is being asked for.")
@@ -700,7 +728,12 @@ def await_external_action(
     with transaction.atomic():
         flow, task = _lock_held_flow(hold, now)
         told = (flow.external_action_message, flow.fields, flow.choices, flow.website_error)
-        if flow.step == FlowStep.AWAITING_EXTERNAL_ACTION and told == (message, fields, choices, website_error):
+        if flow.step == FlowStep.AWAITING_EXTERNAL_ACTION and told == (
+            message,
+            fields,
+            choices,
+            website_error,
+        ):
             return flow
         _step(flow, FlowStep.AWAITING_EXTERNAL_ACTION, now=now)
         flow.external_action_message = message
@@ -778,7 +811,9 @@ def succeed(
         return flow
 
 
-def _keep_values(connection: ManagedAuthConnection, values: Mapping[str, str], now: dt.datetime) -> Credential:
+def _keep_values(
+    connection: ManagedAuthConnection, values: Mapping[str, str], now: dt.datetime
+) -> Credential:
     """The connection's credential with ``values`` merged in; made when there is none."""
     row = connection.credential
     if row is not None:
@@ -861,7 +896,14 @@ def rescue(*, task_id: str, now: dt.datetime) -> bool:
         if flow is not None and not flow.is_over:
             if worn_out:
                 message = f"The worker stopped {task.attempts} times while logging in."
-                _fail(flow, code="internal_error", message=message, website_error="", now=now, actor="reconciler")
+                _fail(
+                    flow,
+                    code="internal_error",
+                    message=message,
+                    website_error="",
+                    now=now,
+                    actor="reconciler",
+                )
             else:
                 _restart(flow, task, actor="reconciler", now=now)
         elif flow is not None or worn_out:

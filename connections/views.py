@@ -33,7 +33,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from connections import access, fragments, page_forms, payloads, transitions
 from connections.access import Forbidden, NotFound, Principal
-from connections.models import LoginFlow, ManagedAuthConnection, Profile, Task
+from connections.models import ManagedAuthConnection, Profile, Task
 from connections.states import FlowStatus, TaskStatus
 from connections.tasks import InvalidTransition
 from events import log
@@ -338,17 +338,6 @@ def _operable(visit: Visit, connection_id: str) -> ManagedAuthConnection:
     return row
 
 
-_REAUTH_WORDS = {
-    "no_prior_successful_login": "there was no successful login yet",
-    "no_credential": "no values are stored",
-    "requires_external_action": "the site wants an approval elsewhere",
-    "requires_sms_code": "the site sends a code by text message",
-    "requires_email_code": "the site sends a code by e-mail",
-    "requires_customer_input": "the site asks for more than is stored",
-    "requires_totp_without_secret": "the secret of the one-time code is not stored",
-}
-
-
 def _detail(
     visit: Visit, connection: ManagedAuthConnection, *, link: str = "", status: int = 200
 ) -> HttpResponse:
@@ -357,27 +346,18 @@ def _detail(
     flow = connection.latest_flow()
     if flow is not None:
         flow.connection = connection
-    earlier = connection.flows.order_by("-number")[1:11]
-    can_reauth, reason = connection.can_reauth()
     return visit.page(
         "connection.html",
         {
             "section": "connections",
             "item": fragments.picture(connection, flow),
             "entries": fragments.timeline(connection, flow),
-            "attempts": [(row, _attempt_chip(row)) for row in earlier],
+            "attempts": fragments.earlier_logins(connection),
             "may_act": visit.principal.may_operate(connection.owner_id),
-            "can_reauth": can_reauth,
-            "reauth_reason": _REAUTH_WORDS.get(reason, reason.replace("_", " ")),
-            "check_minutes": round(connection.health_check_interval / 60),
             "link": link,
         },
         status=status,
     )
-
-
-def _attempt_chip(flow: LoginFlow) -> fragments.Chip:
-    return fragments.chip_of_flow(flow.status, flow.step, wants="", who=flow.ended_by)
 
 
 @page("GET")

@@ -48,7 +48,9 @@ DRAIN_SECONDS = 8.0
 class Refused(Exception):
     """No stream: an ordinary HTTP answer with the contract's error body, before any byte of a stream."""
 
-    def __init__(self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
@@ -193,7 +195,9 @@ class EventStreamConsumer(AsyncHttpConsumer):
     async def _serve(self) -> None:
         try:
             if self.scope["method"] != "GET":
-                raise Refused(405, "method_not_allowed", "Only GET is allowed here.", headers={"Allow": "GET"})
+                raise Refused(
+                    405, "method_not_allowed", "Only GET is allowed here.", headers={"Allow": "GET"}
+                )
             grant = await self._first_grant()
             with streams().place(grant.principal):
                 await self._stream(grant)
@@ -214,7 +218,9 @@ class EventStreamConsumer(AsyncHttpConsumer):
         except DatabaseFailed:
             # A passing fault: never 401 or 410, which clients take for the end of their session.
             logger.exception("a stream could not be opened: the database does not answer")
-            raise Refused(503, "unavailable", "The database does not answer.", headers={"Retry-After": "2"}) from None
+            raise Refused(
+                503, "unavailable", "The database does not answer.", headers={"Retry-After": "2"}
+            ) from None
 
     async def _refuse(self, refused: Refused) -> None:
         body = sse.dumps({"code": refused.code, "message": refused.message}).encode()

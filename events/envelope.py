@@ -100,7 +100,9 @@ def parse_topics(raw: str) -> frozenset[str] | None:
         raise ValueError("At most 100 topics can be named.")
     for name in names:
         kind, colon, object_id = name.partition(":")
-        if name in TOPIC_KINDS or (colon and kind in TOPIC_KINDS.values() and object_id and len(object_id) <= 80):
+        if name in TOPIC_KINDS or (
+            colon and kind in TOPIC_KINDS.values() and object_id and len(object_id) <= 80
+        ):
             continue
         raise ValueError(f"Unknown topic {name[:60]!r}: use connections, tasks, clients or kind:id.")
     return frozenset(names)

@@ -72,9 +72,9 @@ class Hub:
         """Up to BATCH events of the log with ``after < id <= upto``; None when some of them were pruned."""
 
         def work() -> list[Envelope] | None:
-            rows = log.read(after, BATCH, upto=upto)
-            # Looked at after the rows were: what is pruned between the two looks is noticed, too.
-            return log.envelopes(rows) if log.oldest_cursor() <= after else None
+            found = log.read_envelopes(after, BATCH, upto=upto)
+            # Looked at after the events were: what is pruned between the two looks is noticed, too.
+            return found if log.oldest_cursor() <= after else None
 
         return await self._in_thread(work)
 
@@ -121,7 +121,7 @@ class Hub:
         while True:
             self._wake.clear()
             try:
-                news = await self._in_thread(lambda: log.envelopes(log.read(self.position, BATCH)))
+                news = await self._in_thread(lambda: log.read_envelopes(self.position, BATCH))
             except Exception:
                 # Whatever it is: a hub that stopped looking would leave every stream alive and silent.
                 logger.exception("the hub cannot read the log; trying again in %s s", PAUSE_AFTER_ERROR)
@@ -130,7 +130,7 @@ class Hub:
             for envelope in news:
                 self.broker.publish(envelope)
                 self.position = envelope.id
-            if len(news) < BATCH:
+            if not news:
                 # Not wait_for(): before Python 3.12 it swallows a cancellation that comes together with the wake-up.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(settings.POLL_SECONDS):

@@ -9,7 +9,6 @@ the transaction. Cost: writers of events queue behind each other from their firs
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
@@ -22,6 +21,10 @@ from events.models import Event, LogMark
 #: The channel-layer group that every hub listens on.
 WAKE_GROUP = "switchboard.events"
 WAKE_MESSAGE = {"type": "events.wake"}
+
+#: What :func:`read_envelopes` holds at a time, in bytes of frames; it looks after so many rows whether that is reached.
+READ_BYTES = 1 << 20
+_READ_ROWS = 10
 
 #: Any fixed number: the key of the advisory lock that puts writers of the log in a row.
 _ORDER_LOCK = 0x5B_10_60
@@ -113,5 +116,14 @@ def envelope(row: Event) -> Envelope:
     )
 
 
-def envelopes(rows: Iterable[Event]) -> list[Envelope]:
-    return [envelope(row) for row in rows]
+def read_envelopes(after: int, limit: int = 500, *, upto: int | None = None) -> list[Envelope]:
+    """As :func:`read`, ready to travel, and at most about READ_BYTES: fewer than ``limit`` does not mean that there are no more."""
+    found: list[Envelope] = []
+    size = 0
+    while len(found) < limit and size < READ_BYTES:
+        rows = read(found[-1].id if found else after, min(_READ_ROWS, limit - len(found)), upto=upto)
+        found.extend(envelope(row) for row in rows)
+        size += sum(len(each.frame) for each in found[len(found) - len(rows) :])
+        if len(rows) < _READ_ROWS:
+            break
+    return found

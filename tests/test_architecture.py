@@ -41,6 +41,7 @@ LONG = {
     "connections/transitions.py": "every verb of connections and flows, one after the other: one lock order, one page",
     "connections/api.py": "one thin view per operation of the contract, each with its description for OpenAPI",
     "connections/admin.py": "one section per model, and nothing but declarations",
+    "connections/fragments.py": "one function per live part of the dashboard, and what each event changes",
     "connections/hosted.py": "the hosted page: one function per card and the posts of its forms",
     "connections/inputs.py": "one closed schema per operation, declarations only",
     "connections/views.py": "the dashboard's pages, one short view each",
@@ -60,7 +61,9 @@ def where(name: str, node: ast.AST) -> str:
 
 def test_imports_go_one_way_through_the_rooms() -> None:
     lint = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
@@ -128,7 +131,9 @@ def test_only_the_log_writes_events() -> None:
 def test_imports_stand_at_the_top_and_name_what_they_take() -> None:
     wrong = []
     for name, node in nodes((ast.FunctionDef, ast.AsyncFunctionDef)):
-        wrong += [where(name, inner) for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)]
+        wrong += [
+            where(name, inner) for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)
+        ]
     for name, node in nodes(ast.ImportFrom):
         assert isinstance(node, ast.ImportFrom)
         if any(alias.name == "*" for alias in node.names):
@@ -137,7 +142,9 @@ def test_imports_stand_at_the_top_and_name_what_they_take() -> None:
 
 
 def test_the_log_could_stream_a_bakerys_orders() -> None:
-    wrong = [name for name in TREES if name.startswith("events/") and "login" in (ROOT / name).read_text().lower()]
+    wrong = [
+        name for name in TREES if name.startswith("events/") and "login" in (ROOT / name).read_text().lower()
+    ]
     assert wrong == []
 
 

@@ -482,3 +482,24 @@ def test_A18_signing_in_again_in_another_tab_is_enough_to_send_the_same_form(
         expect(other.page).to_have_url(f"{running.url}/")
         tab.page.get_by_role("button", name="Send", exact=True).click()
         expect(state(tab)).to_contain_text(re.compile("Sending|code"))
+
+
+def test_B34_a_reset_fetches_the_view_again_and_keeps_what_is_typed(desk: Any, site: sites.Site) -> None:
+    tab = desk("/")
+    connection = create(tab, host_of(site), "reset")
+    expect(tab.page.locator("form.answer")).to_be_visible()
+    is_live(tab)
+    tab.page.locator("form.answer input[type=password]").fill("half a pass")
+    tab.page.get_by_role("button", name="Pause live updates").click()
+    expect(tab.page.locator("#badge")).to_have_attribute("data-state", "paused")
+    frames = 'event: reset\ndata: {"reason":"unknown_cursor","cursor":0}\n\n'
+    tab.page.route(
+        "**/live?**",
+        lambda route: route.fulfill(status=200, body=frames, content_type="text/event-stream"),
+        times=1,
+    )
+    with tab.page.expect_request(lambda request: request.url.endswith(f"/connections/{connection}")):
+        tab.page.locator("#badge-act").click()
+    expect(tab.page.locator("#badge")).to_have_attribute("data-state", "live")
+    expect(tab.page.locator("form.answer input[type=password]")).to_have_value("half a pass")
+    assert tab.page.evaluate("window.__wrong") == []

@@ -35,15 +35,51 @@ USERNAME: Json = {
     "id": "f1", "ref": "username", "type": "identifier", "reason": "missing", "label": "User name",
     "required": True, "input_mode": "email", "observed_selector": "#user", "placeholder": "you@example.com",
 }  # fmt: skip
-PASSWORD: Json = {"id": "f2", "ref": "password", "type": "password", "reason": "missing", "label": "Password", "required": True}
-NOTE: Json = {"id": "f3", "ref": "note", "type": "text", "reason": "missing", "label": "Note", "required": False, "hint": "if you like"}
-CODE: Json = {"id": "f4", "ref": "code", "type": "code", "reason": "missing", "label": "Code", "required": True, "linked_mfa_type": "sms"}
+PASSWORD: Json = {
+    "id": "f2",
+    "ref": "password",
+    "type": "password",
+    "reason": "missing",
+    "label": "Password",
+    "required": True,
+}
+NOTE: Json = {
+    "id": "f3",
+    "ref": "note",
+    "type": "text",
+    "reason": "missing",
+    "label": "Note",
+    "required": False,
+    "hint": "if you like",
+}
+CODE: Json = {
+    "id": "f4",
+    "ref": "code",
+    "type": "code",
+    "reason": "missing",
+    "label": "Code",
+    "required": True,
+    "linked_mfa_type": "sms",
+}
 FIELDS = [USERNAME, PASSWORD, NOTE]
 GOOD = {"f1": "alice", "f2": "S3cret-of-alice"}
 
-SMS: Json = {"id": "c1", "type": "mfa_method", "label": "Text ••42", "mfa_type": "sms", "masked_destination": "••42", "description": "by text"}
+SMS: Json = {
+    "id": "c1",
+    "type": "mfa_method",
+    "label": "Text ••42",
+    "mfa_type": "sms",
+    "masked_destination": "••42",
+    "description": "by text",
+}
 PASSKEY: Json = {"id": "c2", "type": "mfa_method", "label": "Passkey", "mfa_type": "passkey"}
-GOOGLE: Json = {"id": "c3", "type": "sso_provider", "label": "Google", "provider": "google", "observed_selector": "#google"}
+GOOGLE: Json = {
+    "id": "c3",
+    "type": "sso_provider",
+    "label": "Google",
+    "provider": "google",
+    "observed_selector": "#google",
+}
 GITHUB: Json = {"id": "github", "type": "sso_provider", "label": "GitHub"}
 ACCOUNT: Json = {"id": "c5", "type": "account", "label": "alice@work", "description": "last used today"}
 CHOICES = [SMS, PASSKEY, GOOGLE, GITHUB, ACCOUNT]
@@ -115,7 +151,9 @@ class Story:
     # What people do
 
     def start(self, **extra: Any) -> LoginFlow:
-        flow, _ = transitions.start_login(connection_id=self.id, actor=extra.pop("actor", self.actor), now=self.now, **extra)
+        flow, _ = transitions.start_login(
+            connection_id=self.id, actor=extra.pop("actor", self.actor), now=self.now, **extra
+        )
         return flow
 
     def submit(self, values: Json | None = None, **answer: Any) -> LoginFlow:
@@ -126,7 +164,11 @@ class Story:
             answer |= {"field_values": values}
             answer.setdefault("interaction_id", self.flow().interaction_id)
         return transitions.submit(
-            connection_id=self.id, answer=SubmittedAnswer(**answer), actor=actor, now=self.now, flow_id=flow_id
+            connection_id=self.id,
+            answer=SubmittedAnswer(**answer),
+            actor=actor,
+            now=self.now,
+            flow_id=flow_id,
         )
 
     def cancel(self, reason: str = "I changed my mind.") -> ManagedAuthConnection:
@@ -139,18 +181,28 @@ class Story:
         self.hold = tasks.claim(worker=f"{self.id}-w{next(self._names)}", kinds=KINDS, now=self.now)
         return self.holding()
 
-    def ask(self, fields: list[Json] | None = None, choices: list[Json] | None = None, **extra: Any) -> LoginFlow:
+    def ask(
+        self, fields: list[Json] | None = None, choices: list[Json] | None = None, **extra: Any
+    ) -> LoginFlow:
         return transitions.await_input(
-            hold=self.holding(), fields=FIELDS if fields is None else fields, choices=choices or [], now=self.now, **extra
+            hold=self.holding(),
+            fields=FIELDS if fields is None else fields,
+            choices=choices or [],
+            now=self.now,
+            **extra,
         )
 
-    def external(self, fields: list[Json] | None = None, message: str = "Press 47 on your phone.") -> LoginFlow:
+    def external(
+        self, fields: list[Json] | None = None, message: str = "Press 47 on your phone."
+    ) -> LoginFlow:
         return transitions.await_external_action(
             hold=self.holding(), message=message, fields=fields or [], choices=[], now=self.now
         )
 
     def human(self) -> LoginFlow:
-        return transitions.await_human(hold=self.holding(), live_view_url="http://testserver/live/1", now=self.now)
+        return transitions.await_human(
+            hold=self.holding(), live_view_url="http://testserver/live/1", now=self.now
+        )
 
     def succeed(self, values: dict[str, str] | None = None, **extra: Any) -> LoginFlow:
         return transitions.succeed(
@@ -162,7 +214,9 @@ class Story:
             now=self.now,
         )
 
-    def fail(self, code: str = "credentials_invalid", message: str = "Wrong password.", website_error: str = "Nope") -> LoginFlow:
+    def fail(
+        self, code: str = "credentials_invalid", message: str = "Wrong password.", website_error: str = "Nope"
+    ) -> LoginFlow:
         return transitions.fail(
             hold=self.holding(), code=code, message=message, website_error=website_error, now=self.now
         )

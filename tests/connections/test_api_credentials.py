@@ -10,7 +10,7 @@ import pytest
 from rest_framework.test import APIClient
 
 from connections import vault
-from connections.drivers import http_form
+from connections.drivers import known
 from connections.drivers.base import Totp
 from connections.models import Credential, ManagedAuthConnection
 from connections.totp import Generator
@@ -182,7 +182,7 @@ def test_a_sixteen_character_secret_and_a_long_period_work_everywhere(api):
     body = create(api, totp_secret=SECRET, totp_period=300).json()
     assert len(body["totp_code"]) == 6
     assert api.get("/credentials/shop/totp-code").status_code == 200
-    drawn = http_form._generator(Totp(secret=SECRET, period=300))
+    drawn = known._generator(Totp(secret=SECRET, period=300))
     assert drawn is not None
     assert len(drawn.at(0)) == 6, "the driver draws codes for whatever the API accepts"
 

@@ -552,12 +552,12 @@ def test_a_message_of_the_stream_holds_every_part_and_nothing_of_any_viewer(
 ) -> None:
     connection, _flow, _ = waiting(principal)
     html = message_of(connection)
-    for part in ("row", "state", "attn", "timeline"):
+    for part in ("row", "state", "attn", "facts", "attempts", "timeline"):
         assert f'<hx-partial hx-target="#{part}-{connection.id}" hx-swap="outerMorph"><' in html
     assert "csrfmiddlewaretoken" not in html
     assert " UTC</time>" in html
     connection.refresh_from_db()
-    assert html.count(f'data-rev="{connection.version}"') == 4
+    assert html.count(f'data-rev="{connection.version}"') == 6
 
 
 def test_the_parts_of_the_stream_are_those_of_the_page(web: Client, principal: Principal) -> None:

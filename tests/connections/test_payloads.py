@@ -24,7 +24,9 @@ def asking(owner: User) -> LoginFlow:
 def test_canonical_and_legacy_shapes_carry_the_same_content(owner: User) -> None:
     shown = payloads.flow_fields(asking(owner))
     fields, legacy = shown["fields"] or [], shown["discovered_fields"] or []
-    assert [f["ref"] for f in fields] == [f["name"] for f in legacy] == ["username", "password", "note", "code"]
+    assert (
+        [f["ref"] for f in fields] == [f["name"] for f in legacy] == ["username", "password", "note", "code"]
+    )
     assert [f["label"] for f in fields] == [f["label"] for f in legacy]
     assert [f["required"] for f in fields] == [f["required"] for f in legacy] == [True, True, False, True]
     assert [f["type"] for f in legacy] == ["email", "password", "text", "code"]
@@ -40,9 +42,7 @@ def test_canonical_and_legacy_shapes_carry_the_same_content(owner: User) -> None
         {"provider": "google", "selector": "#google", "label": "Google"},
         {"provider": "github", "selector": "", "label": "GitHub"},
     ]
-    assert shown["sign_in_options"] == [
-        {"id": "c5", "label": "alice@work", "description": "last used today"}
-    ]
+    assert shown["sign_in_options"] == [{"id": "c5", "label": "alice@work", "description": "last used today"}]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,11 @@ def test_a_timeline_row_is_there_from_the_first_moment_and_keeps_its_end(owner: 
     assert "completed_at" not in row
     story.claim()
     row = payloads.timeline_flow(story.fail())
-    assert (row["status"], row["error_code"], row["website_error"]) == ("FAILED", "credentials_invalid", "Nope")
+    assert (row["status"], row["error_code"], row["website_error"]) == (
+        "FAILED",
+        "credentials_invalid",
+        "Nope",
+    )
     assert row["completed_at"] == payloads.timestamp(T0)
 
 

@@ -232,7 +232,9 @@ def test_a_target_holds_what_is_stored_and_prints_none_of_it(owner: User) -> Non
         owner=owner, name="kept", domain="example.com", created_at=T0, updated_at=T0, sso_provider="github",
         values=vault.seal({"password": SECRET}), value_keys=["password"], totp_secret=vault.seal("SECRETBASE32"),
     )  # fmt: skip
-    story = Story.of(owner, credential=kept, login_url="https://example.com/in", allowed_domains=["example.com"])
+    story = Story.of(
+        owner, credential=kept, login_url="https://example.com/in", allowed_domains=["example.com"]
+    )
     profile = story.row().profile
     profile.state = vault.seal(STATE)
     profile.save()

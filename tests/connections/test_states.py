@@ -16,7 +16,18 @@ from connections.models import LoginFlow, Task
 from connections.states import FLOW_ARROWS, FLOW_END, TASK_ARROWS, TASK_END, FlowStatus, FlowStep, TaskStatus
 from connections.tasks import InvalidTransition
 from connections.transitions import FlowOver, LoginInProgress, StaleInteraction
-from tests.connections.flow_support import CODE, GOOD, KINDS, T0, Story, after, cursor, events, everything, locked
+from tests.connections.flow_support import (
+    CODE,
+    GOOD,
+    KINDS,
+    T0,
+    Story,
+    after,
+    cursor,
+    events,
+    everything,
+    locked,
+)
 
 D, I, E, H, S, C = (  # noqa: E741 (as in states.py)
     FlowStep.DISCOVERING,
@@ -58,13 +69,21 @@ FLOW_VERBS: dict[str, Callable[[Story], Any]] = {
     "fail": lambda story: story.fail(),
     "cancel": lambda story: story.cancel(),
     "expire_if_due": _expire,
-    "expire_if_due, too early": lambda story: transitions.expire_if_due(connection_id=story.id, now=story.now),
+    "expire_if_due, too early": lambda story: transitions.expire_if_due(
+        connection_id=story.id, now=story.now
+    ),
     "give_back": lambda story: transitions.give_back(hold=story.holding(), now=story.now),
-    "rescue": lambda story: transitions.rescue(task_id=story.holding().task_id, now=after(settings.LEASE_SECONDS)),
+    "rescue": lambda story: transitions.rescue(
+        task_id=story.holding().task_id, now=after(settings.LEASE_SECONDS)
+    ),
     "rescue, too early": lambda story: transitions.rescue(task_id=story.holding().task_id, now=story.now),
-    "acknowledge": lambda story: transitions.acknowledge(flow_id=story.flow().id, actor=story.actor, now=story.now),
+    "acknowledge": lambda story: transitions.acknowledge(
+        flow_id=story.flow().id, actor=story.actor, now=story.now
+    ),
     "start_login": lambda story: story.start(),
-    "new_handoff": lambda story: transitions.new_handoff(connection_id=story.id, actor=story.actor, now=story.now),
+    "new_handoff": lambda story: transitions.new_handoff(
+        connection_id=story.id, actor=story.actor, now=story.now
+    ),
 }
 
 Outcome = Any
@@ -229,7 +248,9 @@ def test_C20_C24_every_task_verb_takes_its_arrow_or_changes_and_tells_nothing(
         else:
             TASK_VERBS[verb](locked(row), story)
 
-    told = [(event.name, event.data.get("status"), event.data.get("previous_status")) for event in events(mark)]
+    told = [
+        (event.name, event.data.get("status"), event.data.get("previous_status")) for event in events(mark)
+    ]
     if expected == SAME or isinstance(expected, type):
         assert everything() == before
         assert told == []
@@ -302,7 +323,9 @@ def test_the_drawing_of_a_flow_in_the_docstring_agrees_with_its_arrows() -> None
                 drawn[step].add(FlowStep(names(right[0])[0]))
         else:
             for name in names(right[0]):
-                to = running if name == "any next step by itself" else {C if name == "end" else FlowStep(name)}
+                to = (
+                    running if name == "any next step by itself" else {C if name == "end" else FlowStep(name)}
+                )
                 drawn[FlowStep(left)] |= to
     assert drawn == {step: set(arrows) for step, arrows in FLOW_ARROWS.items()}
 

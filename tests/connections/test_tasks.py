@@ -90,7 +90,9 @@ def _stale(story: Story) -> None:
         pytest.param(lambda story: story.cancel(), id="canceled"),
     ],
 )
-def test_a_hold_that_is_no_longer_the_present_one_is_refused(loses: Callable[[Story], Any], owner: User) -> None:
+def test_a_hold_that_is_no_longer_the_present_one_is_refused(
+    loses: Callable[[Story], Any], owner: User
+) -> None:
     story = Story.of(owner).bring_to(TaskStatus.WAITING_FOR_INPUT)
     loses(story)
     assert not tasks.renew(hold=story.holding(), now=story.now)

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connections as databases
 
-from connections import payloads, reconciler, tasks, transitions, vault
+from connections import payloads, reconciler, transitions, vault
 from connections.models import (
     Credential,
     HealthCheck,
@@ -142,7 +142,10 @@ def test_a_full_quota_creates_nothing_not_even_the_profile(story: Story, setting
 def test_A05_updating_to_what_it_is_already_tells_nothing(story: Story) -> None:
     mark = cursor()
     transitions.update_connection(
-        connection_id=story.id, changes={"health_check_interval": 3600, "login_url": ""}, actor=story.actor, now=T0
+        connection_id=story.id,
+        changes={"health_check_interval": 3600, "login_url": ""},
+        actor=story.actor,
+        now=T0,
     )
     assert told(mark) == []
     transitions.update_connection(
@@ -176,7 +179,9 @@ def test_deleting_cancels_the_running_flow_first_and_ends_its_tasks(story: Story
 # ── Starting, and starting again ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_C13_C56_a_login_is_told_from_its_first_moment_and_created_comes_before_any_status(story: Story) -> None:
+def test_C13_C56_a_login_is_told_from_its_first_moment_and_created_comes_before_any_status(
+    story: Story,
+) -> None:
     mark = cursor()
     flow = story.start()
     story.claim()
@@ -205,7 +210,9 @@ def test_a_second_login_while_one_runs_is_refused_and_named(story: Story) -> Non
     assert caught.value.flow.id == flow.id
 
 
-def test_the_same_login_request_within_30_seconds_from_the_same_key_gets_the_same_answer(story: Story) -> None:
+def test_the_same_login_request_within_30_seconds_from_the_same_key_gets_the_same_answer(
+    story: Story,
+) -> None:
     key = story.with_key()
     flow, code = transitions.start_login(connection_id=story.id, actor=key, now=T0)
     mark = cursor()
@@ -521,7 +528,9 @@ def test_A45_a_rejected_field_is_marked_and_has_an_interaction_of_its_own(story:
     assert shown["interaction_id"] not in (None, first)
 
 
-def test_A46_an_external_action_shows_its_text_and_its_alternatives_and_the_next_step_moves_on(story: Story) -> None:
+def test_A46_an_external_action_shows_its_text_and_its_alternatives_and_the_next_step_moves_on(
+    story: Story,
+) -> None:
     story.start()
     story.claim()
     story.external([CODE])
@@ -551,7 +560,10 @@ def test_A47_human_intervention_is_a_step_of_its_own_with_its_live_view(story: S
     story.claim()
     story.human()
     shown = payloads.flow_fields(story.flow())
-    assert (shown["flow_step"], shown["live_view_url"]) == ("AWAITING_HUMAN_INTERVENTION", "http://testserver/live/1")
+    assert (shown["flow_step"], shown["live_view_url"]) == (
+        "AWAITING_HUMAN_INTERVENTION",
+        "http://testserver/live/1",
+    )
     transitions.discovering(hold=story.holding(), now=T0)
     assert payloads.flow_fields(story.flow())["live_view_url"] is None
 
@@ -570,7 +582,9 @@ def test_A48_no_event_and_no_row_holds_a_submitted_value_in_plain(story: Story) 
     assert "cookie-of-the-site" not in repr(everything())
 
 
-def test_A50_a_submission_is_told_on_the_topic_that_every_page_of_the_connection_follows(story: Story) -> None:
+def test_A50_a_submission_is_told_on_the_topic_that_every_page_of_the_connection_follows(
+    story: Story,
+) -> None:
     story.bring_to(FlowStep.AWAITING_INPUT)
     mark = cursor()
     story.submit(GOOD)
@@ -662,7 +676,11 @@ def test_A13_a_cancellation_says_who_and_why(story: Story) -> None:
     story.bring_to(FlowStep.AWAITING_INPUT)
     story.cancel("Wrong account.")
     flow = story.flow()
-    assert (flow.status, flow.error_message, flow.ended_by) == (FlowStatus.CANCELED, "Wrong account.", "owner")
+    assert (flow.status, flow.error_message, flow.ended_by) == (
+        FlowStatus.CANCELED,
+        "Wrong account.",
+        "owner",
+    )
 
 
 @pytest.mark.parametrize("end", sorted(FLOW_END))
@@ -792,7 +810,9 @@ def test_C35_an_event_and_its_change_become_visible_in_the_same_moment(owner: Us
     assert LoginFlow.objects.count() == Event.objects.filter(name="flow.state").count() == 1
 
 
-def test_C35_a_change_that_is_rolled_back_is_not_told(story: Story, broken_log: Callable[[str], None]) -> None:
+def test_C35_a_change_that_is_rolled_back_is_not_told(
+    story: Story, broken_log: Callable[[str], None]
+) -> None:
     mark = cursor()
     broken_log("task.created")
     with pytest.raises(RuntimeError):
@@ -899,7 +919,9 @@ def test_after_a_rescue_the_question_is_a_new_one(story: Story) -> None:
         )
 
 
-def test_verbs_of_time_pass_over_a_connection_that_is_gone(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbs_of_time_pass_over_a_connection_that_is_gone(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody deletes it between the look without a lock and the lock."""
     story.bring_to(FlowStep.AWAITING_INPUT)
     hold = story.holding()

@@ -80,7 +80,9 @@ def test_a_worker_takes_no_more_than_it_may_and_the_next_one_when_it_has_room(ow
     asyncio.run(scenario())
 
 
-def test_a_new_task_is_heard_of_without_waiting_for_the_next_look(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_task_is_heard_of_without_waiting_for_the_next_look(
+    owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("connections.worker.LOOK_SECONDS", 3600)
     story = of_now(Story.of(owner))
 
@@ -92,7 +94,9 @@ def test_a_new_task_is_heard_of_without_waiting_for_the_next_look(owner: User, m
     asyncio.run(scenario())
 
 
-def test_canceling_while_somebody_is_asked_stops_the_login(owner: User, caplog: pytest.LogCaptureFixture) -> None:
+def test_canceling_while_somebody_is_asked_stops_the_login(
+    owner: User, caplog: pytest.LogCaptureFixture
+) -> None:
     (story,) = many(owner, 1)
     driver = Scripted(ask_once)
 
@@ -235,7 +239,9 @@ def test_C25_a_worker_expires_what_nobody_looks_at(owner: User, settings: Any) -
     assert story.flow().error_code == "awaiting_input_timeout"
 
 
-def test_a_helper_that_breaks_ends_the_worker_with_its_reason(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_that_breaks_ends_the_worker_with_its_reason(
+    owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(self: Worker) -> None:
         raise RuntimeError("the renewing broke")
 

@@ -23,7 +23,8 @@ def test_topics_are_read(raw: str, parsed: set[str] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", ["nonsense", "connection:", ":x", "flow:1", "tasks:1", "connection:" + "x" * 81, "tasks,,bad topic"]
+    "raw",
+    ["nonsense", "connection:", ":x", "flow:1", "tasks:1", "connection:" + "x" * 81, "tasks,,bad topic"],
 )
 def test_a_topic_of_no_known_form_is_refused_with_a_sentence(raw: str) -> None:
     with pytest.raises(ValueError, match="Unknown topic"):

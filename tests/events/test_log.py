@@ -46,7 +46,9 @@ def test_C35_a_rolled_back_change_leaves_nothing_and_wakes_nobody(monkeypatch: p
 
 
 @pytest.mark.django_db(transaction=True)
-def test_C09_a_wake_up_that_fails_does_not_undo_the_change(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_C09_a_wake_up_that_fails_does_not_undo_the_change(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken() -> None:
         raise ConnectionError("the layer is gone")
 
@@ -95,8 +97,19 @@ def test_pruning_leaves_the_newest_event_so_that_cursors_never_run_backwards() -
 
 
 @pytest.mark.django_db
+def test_C12_envelopes_are_read_in_amounts_that_fit_in_memory() -> None:
+    ids = write(*range(45), data={"fill": "x" * 100_000})
+    first = log.read_envelopes(0, 100)
+    assert [each.id for each in first] == ids[:20]
+    assert [each.id for each in log.read_envelopes(ids[19], 7)] == ids[20:27]
+    assert [each.id for each in log.read_envelopes(ids[39], 100)] == ids[40:]
+    assert [each.id for each in log.read_envelopes(ids[9], 100, upto=ids[12])] == ids[10:13]
+    assert log.read_envelopes(ids[-1]) == []
+
+
+@pytest.mark.django_db
 def test_an_envelope_carries_its_bytes() -> None:
     (written,) = write(7)
-    (each,) = log.envelopes(log.read(0))
+    (each,) = log.read_envelopes(0)
     assert each.frame == f'id: {written}\nevent: task.status\ndata: {{"id":"t7","version":7}}\n\n'.encode()
     assert (each.topic, each.audience, each.data) == ("task:t7", 1, {"id": "t7", "version": 7})

@@ -32,7 +32,10 @@ def cut(data: bytes, borders: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
-@given(st.lists(st.tuples(names, objects, st.integers(0, 2**63 - 1)), min_size=1, max_size=4), st.lists(st.integers(0), max_size=9))
+@given(
+    st.lists(st.tuples(names, objects, st.integers(0, 2**63 - 1)), min_size=1, max_size=4),
+    st.lists(st.integers(0), max_size=9),
+)
 def test_A37_what_is_written_is_read_back_wherever_the_bytes_are_cut(
     frames: list[tuple[str, dict[str, Any], int]], borders: list[int]
 ) -> None:
@@ -44,7 +47,9 @@ def test_A37_what_is_written_is_read_back_wherever_the_bytes_are_cut(
 
 
 @given(names, objects)
-def test_C04_a_frame_is_one_data_line_and_no_raw_control_character_gets_out(name: str, data: dict[str, Any]) -> None:
+def test_C04_a_frame_is_one_data_line_and_no_raw_control_character_gets_out(
+    name: str, data: dict[str, Any]
+) -> None:
     wire = sse.frame(name, data)
     assert b"\r" not in wire
     assert b"\0" not in wire

@@ -143,9 +143,7 @@ async def test_B31_at_the_border_between_replay_and_live_nothing_is_lost_twice_o
         base = hub.position
         with writers(count) as pool:
             # A little at a time, so that readers come in the middle.
-            writing = [
-                loop.run_in_executor(pool, write_and_leave, number) for number in range(total)
-            ]
+            writing = [loop.run_in_executor(pool, write_and_leave, number) for number in range(total)]
             readers = [
                 asyncio.create_task(reader(base - back, base + late))
                 for back, late in [(0, 0), (5, 1), (15, 40), (0, 80), (10, 120), (3, 200)]
@@ -156,7 +154,9 @@ async def test_B31_at_the_border_between_replay_and_live_nothing_is_lost_twice_o
         assert got == list(range(got[0], base + total + 1))
 
 
-async def test_C10_a_slow_stream_falls_back_to_the_log_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_C10_a_slow_stream_falls_back_to_the_log_and_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("events.broker.QUEUE_LIMIT", 5)
     monkeypatch.setattr(hubs, "BATCH", 7)
     hub = hubs.current()

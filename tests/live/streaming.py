@@ -95,18 +95,29 @@ class Stream:
 def events(running: Running, query: str = "", *, key: str | None = None, **headers: str) -> Stream:
     """``/api/events`` with a key, opened and ready."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Stream(f"{running.url}/api/events{query}", key=running.api_key if key is None else key, headers=sent)
+    return Stream(
+        f"{running.url}/api/events{query}", key=running.api_key if key is None else key, headers=sent
+    )
 
 
 def call(
-    running: Running, method: str, path: str, body: Any = None, *, key: str | None = None, headers: dict[str, str] | None = None
+    running: Running,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    key: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, Any, dict[str, str]]:
     """One call of the API: status, JSON, headers (lower case)."""
     sent = {"Authorization": f"Bearer {running.api_key if key is None else key}"} | (headers or {})
     if body is not None:
         sent["Content-Type"] = "application/json"
     request = urllib.request.Request(
-        running.url + path, method=method, headers=sent, data=None if body is None else json.dumps(body).encode()
+        running.url + path,
+        method=method,
+        headers=sent,
+        data=None if body is None else json.dumps(body).encode(),
     )
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -155,9 +166,13 @@ for number in range({count}):
 """
 
 
-def write_elsewhere(running: Running, count: int, *, topic: str, size: int = 10, username: str = "admin") -> None:
+def write_elsewhere(
+    running: Running, count: int, *, topic: str, size: int = 10, username: str = "admin"
+) -> None:
     """Events of the log, written by another process: a management command."""
-    running.manage("shell", "--no-imports", "-c", WRITE.format(username=username, count=count, size=size, topic=topic))
+    running.manage(
+        "shell", "--no-imports", "-c", WRITE.format(username=username, count=count, size=size, topic=topic)
+    )
 
 
 def pid_of(running: Running) -> int:

@@ -45,7 +45,15 @@ class Program:
     def state(self, connection_id: str) -> Any:
         return self.get(f"/auth/connections/{connection_id}")
 
-    def wait(self, connection_id: str, *, step: str = "", status: str = "", other_than: Any = None, seconds: float = 30) -> Any:
+    def wait(
+        self,
+        connection_id: str,
+        *,
+        step: str = "",
+        status: str = "",
+        other_than: Any = None,
+        seconds: float = 30,
+    ) -> Any:
         """Until the flow is in this step (with another interaction than ``other_than``), or has this status."""
         last: list[Any] = []
 
@@ -53,7 +61,11 @@ class Program:
             shown = self.state(connection_id)
             last[:] = [shown["flow_status"], shown["flow_step"], shown["error_code"], shown["error_message"]]
             fits = shown["flow_step"] == step if step else shown["flow_status"] == status
-            return shown if fits and (not step or shown["interaction_id"] != other_than or not other_than) else None
+            return (
+                shown
+                if fits and (not step or shown["interaction_id"] != other_than or not other_than)
+                else None
+            )
 
         try:
             return until(look, seconds)
@@ -62,7 +74,9 @@ class Program:
 
     def rows(self, query: str, *words: Any) -> list[Any]:
         """Look into the database itself."""
-        with closing(sqlite3.connect(f"file:{self.running.data_dir}/switchboard.sqlite3?mode=ro", uri=True)) as file:
+        with closing(
+            sqlite3.connect(f"file:{self.running.data_dir}/switchboard.sqlite3?mode=ro", uri=True)
+        ) as file:
             return file.execute(query, words).fetchall()
 
 

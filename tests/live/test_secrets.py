@@ -130,7 +130,12 @@ def test_A48_no_secret_is_in_the_database_a_log_an_event_a_stream_or_an_answer(
     ):
         client.post(
             "/credentials",
-            {"name": "kept", "domain": site.domain, "values": {"pin": "unmistakable-pin"}, "totp_secret": TOTP_SECRET},
+            {
+                "name": "kept",
+                "domain": site.domain,
+                "values": {"pin": "unmistakable-pin"},
+                "totp_secret": TOTP_SECRET,
+            },
             201,
         )
         with_secret = client.connect(
@@ -158,7 +163,10 @@ def test_A48_no_secret_is_in_the_database_a_log_an_event_a_stream_or_an_answer(
             again = client.wait(pk, step="AWAITING_INPUT", other_than=first)
             # The site prints the wrong password in its message; here it must be gone.
             assert again["website_error"]
-            during |= {f"{name}, asked again": text for name, text in everywhere(running, client, browser, ids).items()}
+            during |= {
+                f"{name}, asked again": text
+                for name, text in everywhere(running, client, browser, ids).items()
+            }
             client.submit(pk, {"username": USERNAME, "password": PASSWORD})
             if pk == with_code:
                 client.wait(pk, step="AWAITING_INPUT", other_than=again["interaction_id"])
@@ -171,8 +179,11 @@ def test_A48_no_secret_is_in_the_database_a_log_an_event_a_stream_or_an_answer(
             for request in list(site.requests)
             for match in re.findall(r"sid\d+=([0-9a-f]{32})", request.headers.get("Cookie", ""))
         }
-        codes = {request.form["code"] for request in site.seen("POST", "/totp/code") if "code" in request.form}
+        codes = {
+            request.form["code"] for request in site.seen("POST", "/totp/code") if "code" in request.form
+        }
         secrets = {PASSWORD, WRONG, SMS_CODE, TOTP_SECRET, "unmistakable-pin", *cookies, *codes}
+        assert codes, "the driver has made a code of the stored secret, or this test looks for nothing"
         assert cookies, "the site has set cookies, or this test looks for nothing"
         assert client.rows("SELECT count(*) FROM connections_profile WHERE state IS NOT NULL") == [(2,)]
 
@@ -189,11 +200,20 @@ def test_A48_no_secret_is_in_the_database_a_log_an_event_a_stream_or_an_answer(
         )
         assert {"switchboard.sqlite3", "server.log", "worker.log"} <= set(places)
         assert all(stream.content for stream in streams.values())
-        leaks = sorted((secret, name) for secret in secrets for name, text in places.items() if found(secret, text))
+        leaks = sorted(
+            (secret, name) for secret in secrets for name, text in places.items() if found(secret, text)
+        )
         assert leaks == []
 
         tokens = [running.api_key, *exchanged, *[login["handoff_code"] for login in logins]]
-        told = {name: text for name, text in places.items() if name.endswith(".log") or "event" in name or name == "stream /live"}
-        assert sorted((token, name) for token in tokens for name, text in told.items() if found(token, text)) == []
+        told = {
+            name: text
+            for name, text in places.items()
+            if name.endswith(".log") or "event" in name or name == "stream /live"
+        }
+        assert (
+            sorted((token, name) for token in tokens for name, text in told.items() if found(token, text))
+            == []
+        )
         at_rest = {name: text for name, text in files(running).items() if ".sqlite3" in name}
         assert [name for token in tokens for name, text in at_rest.items() if found(token, text)] == []

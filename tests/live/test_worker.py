@@ -23,7 +23,8 @@ def client(own_running: Running) -> Iterator[Program]:
 
 def task_of(client: Program, connection_id: str) -> tuple[str, int]:
     return client.rows(
-        "SELECT status, attempts FROM connections_task WHERE connection_id = ? ORDER BY created_at DESC", connection_id
+        "SELECT status, attempts FROM connections_task WHERE connection_id = ? ORDER BY created_at DESC",
+        connection_id,
     )[0]
 
 
@@ -46,7 +47,12 @@ def test_a_worker_killed_while_somebody_is_asked_is_replaced_by_another_that_ask
         steps = client.rows(
             "SELECT json_extract(data, '$.flow_step') FROM events_event WHERE name = 'flow.state' ORDER BY id"
         )
-        assert [step for (step,) in steps] == ["DISCOVERING", "AWAITING_INPUT", "DISCOVERING", "AWAITING_INPUT"]
+        assert [step for (step,) in steps] == [
+            "DISCOVERING",
+            "AWAITING_INPUT",
+            "DISCOVERING",
+            "AWAITING_INPUT",
+        ]
         client.submit(connection, GIVEN)
         client.wait(connection, status="SUCCESS")
         assert task_of(client, connection) == ("completed", 2)
@@ -92,7 +98,9 @@ def test_after_too_many_deaths_the_login_fails_and_says_so(tmp_path_factory: pyt
         assert task_of(client, connection) == ("failed", 2)
 
 
-def test_a_worker_told_to_stop_stops_in_order_and_another_takes_over(client: Program, own_running: Running) -> None:
+def test_a_worker_told_to_stop_stops_in_order_and_another_takes_over(
+    client: Program, own_running: Running
+) -> None:
     with Site(scenario="simple") as site:
         connection = client.connect(site.domain, "stopped")
         client.login(connection)
@@ -107,7 +115,9 @@ def test_a_worker_told_to_stop_stops_in_order_and_another_takes_over(client: Pro
         client.wait(connection, status="SUCCESS")
 
 
-def test_a_login_that_is_canceled_leaves_nothing_behind_in_the_worker(client: Program, own_running: Running) -> None:
+def test_a_login_that_is_canceled_leaves_nothing_behind_in_the_worker(
+    client: Program, own_running: Running
+) -> None:
     with Site(scenario="slow", slow_seconds=1) as site:
         connection = client.connect(site.domain, "canceled")
         client.login(connection)

@@ -106,23 +106,24 @@ document.addEventListener("htmx:after:swap", () => requestAnimationFrame(freshen
 // ── Focus: when the form that somebody was typing in is gone, they are put where it was, not on top of the page ──
 
 let place = null;
+let parked = null; // the heading that took the focus because there was no field
 document.addEventListener("focusin", (event) => {
   const part = event.target.closest?.(".state, .attn");
   place = part ? part.id : null;
 });
 document.addEventListener("htmx:after:swap", () => setTimeout(replace, 50));
 function replace() {
-  if (!place || document.activeElement !== document.body) return;
+  if (!place || ![document.body, parked].includes(document.activeElement)) return;
   const part = document.getElementById(place);
   const field = part && $("form.answer input:not([type=hidden])", part);
   if (field) field.focus({ preventScroll: true });
-  else if (part) {
-    const title = $("h2, h3", part);
-    title?.setAttribute("tabindex", "-1");
-    title?.focus({ preventScroll: true });
+  else if (part && document.activeElement === document.body) {
+    parked = $("h2, h3", part);
+    parked?.setAttribute("tabindex", "-1");
+    parked?.focus({ preventScroll: true });
   }
   const chip = part && $(".chip", part);
-  if (chip) announce(chip.textContent.trim());
+  if (chip) announce(chip.lastElementChild.textContent.trim());
 }
 
 // ── Forms that answer a login (design/dashboard.md, section 6) ──
@@ -405,7 +406,8 @@ document.addEventListener("keydown", (event) => {
     } else if (event.target.matches?.("[data-search]") && !event.target.value) event.target.blur();
     return;
   }
-  const idle = event.target === document.body || event.target.id === "main";
+  // A heading that was given the focus for its reader is nothing that takes keys either.
+  const idle = event.target === document.body || event.target.id === "main" || event.target === parked;
   if (!idle || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
   if (!$("#help") || stored("switchboard.keys") === "off") return;
   const key = event.key;

@@ -67,7 +67,6 @@ function drop() {
   if (!running) return;
   running.closing = true;
   box._htmx?.sse?.abortController?.abort();
-  box._htmx?.sse?.reader?.cancel();
   running.abort?.();
 }
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connections.drivers import forms
-from connections.drivers.forms import Reading
+from connections.drivers.forms import Reading, budget
 
 URL = "https://shop.test/account/login"
 LOGIN = "<form method=post action=/in><input name=user><input type=password name=pw><button>Log in</button></form>"
@@ -99,7 +99,7 @@ def test_no_bytes_make_the_reader_raise(body: bytes, charset: str | None) -> Non
 def test_a_page_made_to_be_slow_is_given_up_and_the_rest_still_counts(
     markup: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "_MAX_SECONDS", 0.3)
+    monkeypatch.setattr(budget, "_MAX_SECONDS", 0.3)
     assert forms.read(forms.parse(LOGIN + markup, URL)).kind == "login"
 
 

@@ -21,7 +21,9 @@ from connections.drivers.base import (
     Target,
     Totp,
 )
-from connections.drivers.http_form import HttpFormDriver, Places, Secrets
+from connections.drivers.http_form import HttpFormDriver
+from connections.drivers.places import Places
+from connections.drivers.redaction import Secrets
 from tests.connections.drivers.test_network import PUBLIC, Names, Wires, certified
 from tests.sites import EMAIL, OUTSIDER, OUTSIDER_PASSWORD, PASSWORD, SMS_CODE, TOTP_SECRET, USERNAME, Site
 

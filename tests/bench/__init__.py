@@ -1,0 +1,1 @@
+"""Measurements: ``python -m tests.bench``. The method is in README.md."""
