@@ -13,7 +13,7 @@ from events.envelope import Envelope, Interest
 
 QUEUE_LIMIT = 200
 #: Bytes of frames; one event may be larger than that by itself.
-QUEUE_BYTES = 1 << 20
+QUEUE_BYTES = 1 << 18
 
 
 class Subscription:

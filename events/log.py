@@ -23,8 +23,8 @@ WAKE_GROUP = "switchboard.events"
 WAKE_MESSAGE = {"type": "events.wake"}
 
 #: What :func:`read_envelopes` holds at a time, in bytes of frames; it looks after so many rows whether that is reached.
-READ_BYTES = 1 << 20
-_READ_ROWS = 10
+READ_BYTES = 1 << 18
+_READ_ROWS = 5
 
 #: Any fixed number: the key of the advisory lock that puts writers of the log in a row.
 _ORDER_LOCK = 0x5B_10_60
