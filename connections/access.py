@@ -55,16 +55,12 @@ def of_user(user: Any, *, api_key: ApiKey | None = None, actor: str | None = Non
     key = f"key:{api_key.pk}" if api_key else f"user:{user.pk}"
     name = actor or (f'API key "{api_key.name}"' if api_key else user.get_username())
     if user.is_superuser:
-        return Principal(
-            key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key
-        )
+        return Principal(key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key)
     team = frozenset(
         get_user_model().objects.filter(groups__in=user.groups.all()).values_list("pk", flat=True)
     ) | {user.pk}
     operates = team if user.has_perm(OPERATE) else frozenset({user.pk})
-    return Principal(
-        key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key
-    )
+    return Principal(key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key)
 
 
 def of_page(*, owner_id: int, connection_id: str, flow_id: str) -> Principal:

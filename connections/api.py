@@ -176,7 +176,12 @@ def _config(body: Json, owner_id: int) -> Json:
             ).first()
             if config["credential"] is None:
                 raise errors.invalid_request(
-                    [{"code": "not_found", "message": "credential.name: There is no credential of this name."}]
+                    [
+                        {
+                            "code": "not_found",
+                            "message": "credential.name: There is no credential of this name.",
+                        }
+                    ]
                 )
         elif reference:
             config["external_credential"] = dict(reference)
@@ -480,7 +485,9 @@ class Timeline(Operation):
         wanted = inputs.text_of(request.query_params, "type")
         if wanted and wanted not in _TIMELINE_TYPES:
             known = ", ".join(_TIMELINE_TYPES)
-            raise errors.invalid_request([{"code": "invalid_choice", "message": f"type: Use one of {known}."}])
+            raise errors.invalid_request(
+                [{"code": "invalid_choice", "message": f"type: Use one of {known}."}]
+            )
         transitions.expire_if_due(connection_id=connection_id, now=self.now)
         found = window(_timeline(connection, wanted), page)
         flows = LoginFlow.objects.in_bulk([pk for pk, _, source in found if source == "flow"])
@@ -488,7 +495,9 @@ class Timeline(Operation):
 
         def show(entry: tuple[str, dt.datetime, str]) -> payloads.TimelineShape:
             pk, _, source = entry
-            return payloads.timeline_flow(flows[pk]) if source == "flow" else payloads.timeline_check(checks[pk])
+            return (
+                payloads.timeline_flow(flows[pk]) if source == "flow" else payloads.timeline_check(checks[pk])
+            )
 
         # A row may be deleted between the two looks.
         present = [entry for entry in found if entry[0] in flows or entry[0] in checks]
@@ -757,13 +766,19 @@ class ProfileDownload(Operation):
         summary="The state of a profile (Playwright's storage_state) as a file.",
         tags=["profiles"],
         parameters=[
-            OpenApiParameter("format", str, description="Accepted for Kernel's clients; the file is always JSON.")
+            OpenApiParameter(
+                "format", str, description="Accepted for Kernel's clients; the file is always JSON."
+            )
         ],
         responses={
             200: OpenApiResponse(OpenApiTypes.OBJECT, description="storage_state: cookies and origins."),
             **{
                 status: OpenApiResponse(shape(openapi.ErrorShape), description=text)
-                for status, text in ((401, "No valid key."), (403, "Not allowed."), (404, "No profile, or no state."))
+                for status, text in (
+                    (401, "No valid key."),
+                    (403, "Not allowed."),
+                    (404, "No profile, or no state."),
+                )
             },
         },
     )

@@ -90,7 +90,10 @@ def nothing_here() -> ApiError:
 def rate_limited(seconds: int) -> ApiError:
     """429, to come back after whole ``seconds``."""
     return ApiError(
-        429, "rate_limited", "Too many requests. Please wait a moment.", headers={"Retry-After": str(max(1, seconds))}
+        429,
+        "rate_limited",
+        "Too many requests. Please wait a moment.",
+        headers={"Retry-After": str(max(1, seconds))},
     )
 
 
@@ -155,7 +158,9 @@ def _of_domain(error: BaseException) -> ApiError | None:
         case transitions.StaleInteraction():
             return ApiError(400, "stale_interaction", str(error))
         case transitions.InvalidSubmission():
-            return ApiError(400, "invalid_submission", str(error), details=[dict(detail) for detail in error.details])
+            return ApiError(
+                400, "invalid_submission", str(error), details=[dict(detail) for detail in error.details]
+            )
         case transitions.FlowOver():
             message = "This login has ended." if error.flow is not None else "No login is running."
             return ApiError(410, "no_active_flow", message)

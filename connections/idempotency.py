@@ -41,14 +41,17 @@ def key_of(header: str | None) -> str | None:
         return None
     if not 1 <= len(header) <= MAX_KEY or not all(" " <= character <= "~" for character in header):
         raise invalid_request(
-            [{"code": "invalid", "message": f"Idempotency-Key: It must have 1 to {MAX_KEY} printable characters."}]
+            [
+                {
+                    "code": "invalid",
+                    "message": f"Idempotency-Key: It must have 1 to {MAX_KEY} printable characters.",
+                }
+            ]
         )
     return header
 
 
-def once(
-    *, scope: str, key: str, request: Any, act: Callable[[], Response], now: dt.datetime
-) -> Response:
+def once(*, scope: str, key: str, request: Any, act: Callable[[], Response], now: dt.datetime) -> Response:
     """Act, or repeat the answer. ``request`` is the JSON value that tells two requests apart (method, path, body).
 
     ``act`` returns its errors as answers. 401, 429 and 5xx are not kept, nor is anything that led to them: the next try acts.
@@ -77,7 +80,9 @@ def _claim(scope: str, key: str, fingerprint: str, now: dt.datetime) -> Idempote
     IdempotentAnswer.objects.filter(scope=scope, key=key, created_at__lte=now - KEPT).delete()
     try:
         with transaction.atomic():
-            return IdempotentAnswer.objects.create(scope=scope, key=key, fingerprint=fingerprint, created_at=now)
+            return IdempotentAnswer.objects.create(
+                scope=scope, key=key, fingerprint=fingerprint, created_at=now
+            )
     except IntegrityError:
         return None
 

@@ -488,7 +488,10 @@ class Closed(serializers.Serializer[Any]):
             unknown = [key for key in data if key not in self.fields]
             if unknown:
                 raise serializers.ValidationError(
-                    {key[:80]: [ErrorDetail("This key is not known.", code="unknown_key")] for key in unknown[:MAX_KEYS]}
+                    {
+                        key[:80]: [ErrorDetail("This key is not known.", code="unknown_key")]
+                        for key in unknown[:MAX_KEYS]
+                    }
                 )
         return super().to_internal_value(data)
 
@@ -593,7 +596,9 @@ class CredentialUpdate(_Totp):
 
     name = Name(required=False)
     values = Values(required=False)
-    remove_value_keys = serializers.ListField(child=Text(max_length=MAX_NAME), required=False, max_length=MAX_KEYS)
+    remove_value_keys = serializers.ListField(
+        child=Text(max_length=MAX_NAME), required=False, max_length=MAX_KEYS
+    )
 
     def validate(self, attrs: Json) -> Json:
         if not attrs.get("totp_secret"):

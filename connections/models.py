@@ -172,13 +172,17 @@ class ManagedAuthConnection(Owned):
     auto_reauth = models.BooleanField(default=True)
     health_check_interval = models.PositiveIntegerField(default=3600, help_text="seconds, 300 to 86400")
     browser = models.JSONField(null=True, blank=True, help_text="stored and echoed")
-    proxy = models.JSONField(null=True, blank=True, help_text="deprecated twin of browser.proxy, stored and echoed")
+    proxy = models.JSONField(
+        null=True, blank=True, help_text="deprecated twin of browser.proxy, stored and echoed"
+    )
     browser_telemetry = models.JSONField(null=True, blank=True, help_text="deprecated, stored and echoed")
     last_auth_check_at = models.DateTimeField(null=True, blank=True)
     authenticated_at = models.DateTimeField(null=True, blank=True, help_text="last successful login")
     post_login_url = models.URLField(max_length=2000, blank=True)
     requirements = models.JSONField(
-        null=True, blank=True, help_text='{"kinds": [...], "refs": [...]} that the last successful login asked for'
+        null=True,
+        blank=True,
+        help_text='{"kinds": [...], "refs": [...]} that the last successful login asked for',
     )
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
@@ -187,9 +191,12 @@ class ManagedAuthConnection(Owned):
         verbose_name = "managed-auth connection"
         permissions = [("operate_managedauthconnection", "Can act on the connections of the own team")]
         constraints = [
-            models.UniqueConstraint(fields=["profile", "domain"], name="connection_once_per_profile_and_domain"),
+            models.UniqueConstraint(
+                fields=["profile", "domain"], name="connection_once_per_profile_and_domain"
+            ),
             models.CheckConstraint(
-                condition=Q(health_check_interval__range=(300, 86400)), name="connection_check_interval_in_range"
+                condition=Q(health_check_interval__range=(300, 86400)),
+                name="connection_check_interval_in_range",
             ),
             models.CheckConstraint(
                 condition=Q(status__in=ConnectionStatus.values), name="connection_status_is_known"
@@ -244,7 +251,9 @@ class LoginFlow(models.Model):
     status = models.CharField(
         max_length=12, choices=FlowStatus.choices, default=FlowStatus.IN_PROGRESS, editable=False
     )
-    step = models.CharField(max_length=32, choices=FlowStep.choices, default=FlowStep.DISCOVERING, editable=False)
+    step = models.CharField(
+        max_length=32, choices=FlowStep.choices, default=FlowStep.DISCOVERING, editable=False
+    )
     step_entered_at = models.DateTimeField()
 
     interaction_id = models.CharField(max_length=40, blank=True, help_text="the question that is open now")
@@ -263,10 +272,14 @@ class LoginFlow(models.Model):
     updated_at = models.DateTimeField()
     expires_at = models.DateTimeField()
     completed_at = models.DateTimeField(null=True, blank=True)
-    version = models.PositiveBigIntegerField(help_text="version of the connection at the last change of this flow")
+    version = models.PositiveBigIntegerField(
+        help_text="version of the connection at the last change of this flow"
+    )
 
     started_by = models.CharField(max_length=200, help_text="who, in words")
-    started_by_key = models.ForeignKey(ApiKey, null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    started_by_key = models.ForeignKey(
+        ApiKey, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
     ended_by = models.CharField(max_length=200, blank=True, help_text="who canceled it, in words")
     end_reason = models.CharField(max_length=500, blank=True)
     acknowledged_at = models.DateTimeField(null=True, blank=True)
@@ -308,14 +321,18 @@ class LoginFlow(models.Model):
                 condition=~Q(step=FlowStep.AWAITING_INPUT) | Q(input_expires_at__isnull=False),
                 name="flow_waiting_for_input_ends",
             ),
-            models.CheckConstraint(condition=Q(expires_at__gt=F("started_at")), name="flow_expires_after_its_start"),
+            models.CheckConstraint(
+                condition=Q(expires_at__gt=F("started_at")), name="flow_expires_after_its_start"
+            ),
         ]
         indexes = [
             models.Index(
                 fields=["expires_at"], condition=Q(status=FlowStatus.IN_PROGRESS), name="flow_sweep_overall"
             ),
             models.Index(
-                fields=["input_expires_at"], condition=Q(step=FlowStep.AWAITING_INPUT), name="flow_sweep_input"
+                fields=["input_expires_at"],
+                condition=Q(step=FlowStep.AWAITING_INPUT),
+                name="flow_sweep_input",
             ),
             models.Index(fields=["handoff_hash"], name="flow_by_handoff_code"),
         ]
@@ -356,7 +373,9 @@ class Submission(models.Model):
     class Meta:
         ordering = ["-created_at", "-pk"]
         constraints = [
-            models.UniqueConstraint(fields=["flow", "interaction_id"], name="submission_once_per_interaction"),
+            models.UniqueConstraint(
+                fields=["flow", "interaction_id"], name="submission_once_per_interaction"
+            ),
             models.CheckConstraint(
                 condition=Q(taken_at__isnull=True) | Q(sealed__isnull=True), name="submission_taken_is_erased"
             ),
@@ -396,7 +415,9 @@ class Task(Owned):
     connection = models.ForeignKey(
         ManagedAuthConnection, null=True, blank=True, on_delete=models.SET_NULL, related_name="tasks"
     )
-    flow = models.OneToOneField(LoginFlow, null=True, blank=True, on_delete=models.SET_NULL, related_name="task")
+    flow = models.OneToOneField(
+        LoginFlow, null=True, blank=True, on_delete=models.SET_NULL, related_name="task"
+    )
     run_after = models.DateTimeField()
     attempts = models.PositiveSmallIntegerField(default=0, help_text="how often a worker took it")
     leased_by = models.CharField(max_length=80, blank=True)
@@ -423,7 +444,9 @@ class Task(Owned):
         ]
         indexes = [
             models.Index(
-                fields=["run_after", "created_at"], condition=Q(status=TaskStatus.QUEUED), name="task_claim_next"
+                fields=["run_after", "created_at"],
+                condition=Q(status=TaskStatus.QUEUED),
+                name="task_claim_next",
             ),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status__in=sorted(TASK_HELD)), name="task_rescue"
@@ -450,10 +473,10 @@ class IdempotentAnswer(models.Model):
     created_at = models.DateTimeField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["scope", "key"], name="idempotency_key_once_per_caller")]
+        constraints = [
+            models.UniqueConstraint(fields=["scope", "key"], name="idempotency_key_once_per_caller")
+        ]
         indexes = [models.Index(fields=["created_at"], name="idempotency_retention")]
 
     def __str__(self) -> str:
         return f"answer for {self.scope}"
-
-

@@ -180,9 +180,15 @@ PAGE = [
     OpenApiParameter("offset", int, description="How many to skip."),
 ]
 _PAGE_HEADERS = [
-    OpenApiParameter("X-Has-More", bool, OpenApiParameter.HEADER, response=[200], description="Whether there are more."),
     OpenApiParameter(
-        "X-Next-Offset", int, OpenApiParameter.HEADER, response=[200], description="The next offset; 0 on the last page."
+        "X-Has-More", bool, OpenApiParameter.HEADER, response=[200], description="Whether there are more."
+    ),
+    OpenApiParameter(
+        "X-Next-Offset",
+        int,
+        OpenApiParameter.HEADER,
+        response=[200],
+        description="The next offset; 0 on the last page.",
     ),
 ]
 
@@ -274,8 +280,12 @@ STREAMS: Json = {
         "Follow everything that the caller may see.",
         "events",
         [
-            _parameter("topics", "query", "Comma separated: connections, tasks, clients, or kind:id. All by default."),
-            _parameter("after", "query", "A cursor: the id of the last event seen. Live from now without one."),
+            _parameter(
+                "topics", "query", "Comma separated: connections, tasks, clients, or kind:id. All by default."
+            ),
+            _parameter(
+                "after", "query", "A cursor: the id of the last event seen. Live from now without one."
+            ),
             _parameter("Last-Event-ID", "header", "As after, and wins over it."),
             _parameter("cid", "query", "The stable id of a browser tab."),
             _parameter("page", "query", "A nonce of the page load, together with cid."),

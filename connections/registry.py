@@ -63,7 +63,11 @@ def _lock_connections(**where: Any) -> list[ManagedAuthConnection]:
 
 def _tell_updated(ids: list[str], *, actor: Principal, now: dt.datetime) -> None:
     """One version up for each, and tell what it looks like now."""
-    for row in ManagedAuthConnection.objects.select_related("profile", "credential").filter(pk__in=ids).order_by("pk"):
+    for row in (
+        ManagedAuthConnection.objects.select_related("profile", "credential")
+        .filter(pk__in=ids)
+        .order_by("pk")
+    ):
         row.version += 1
         row.updated_at = now
         row.save(update_fields=["version", "updated_at"])
@@ -219,6 +223,7 @@ def totp_code(credential: Credential, *, now: dt.datetime) -> tuple[str, dt.date
 
 # ── Shared ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+
 def _lock(model: type[Profile] | type[Credential], pk: str) -> Any:
     row = model.objects.select_for_update().filter(pk=pk).first()
     if row is None:
@@ -228,7 +233,10 @@ def _lock(model: type[Profile] | type[Credential], pk: str) -> Any:
 
 def _taken(row: Profile | Credential) -> NameTaken | None:
     other = (
-        type(row).objects.filter(owner_id=row.owner_id, name=row.name).exclude(pk=row.pk).values_list("pk", flat=True)
+        type(row)
+        .objects.filter(owner_id=row.owner_id, name=row.name)
+        .exclude(pk=row.pk)
+        .values_list("pk", flat=True)
     ).first()
     return None if other is None else NameTaken(str(other))
 

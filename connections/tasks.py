@@ -143,7 +143,13 @@ def requeue(row: Task, *, actor: str, now: dt.datetime) -> None:
 
 
 def finish(
-    row: Task, status: TaskStatus, *, actor: str, now: dt.datetime, error: str = "", exit_code: int | None = None
+    row: Task,
+    status: TaskStatus,
+    *,
+    actor: str,
+    now: dt.datetime,
+    error: str = "",
+    exit_code: int | None = None,
 ) -> None:
     """To one of the ends. ``row`` is locked by the caller."""
     row.error = error[:500]

@@ -129,7 +129,9 @@ def _read(env: Env) -> Knobs:
     try:
         database = dict(dj_database_url.parse(database_url))
     except (ValueError, KeyError) as error:
-        raise WrongSetting("DATABASE_URL", "use postgres://user:password@host/name or sqlite:///path") from error
+        raise WrongSetting(
+            "DATABASE_URL", "use postgres://user:password@host/name or sqlite:///path"
+        ) from error
     if "sqlite" not in str(database["ENGINE"]) and "postgresql" not in str(database["ENGINE"]):
         raise WrongSetting("DATABASE_URL", "only PostgreSQL and SQLite are supported")
 
@@ -144,7 +146,9 @@ def _read(env: Env) -> Knobs:
     allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
     if not allowed_hosts:
         named = urlsplit(base_url).hostname or host
-        allowed_hosts = sorted({"localhost", "127.0.0.1", "[::1]", host, f"[{named}]" if ":" in named else named})
+        allowed_hosts = sorted(
+            {"localhost", "127.0.0.1", "[::1]", host, f"[{named}]" if ":" in named else named}
+        )
     trusted_proxies: list[str] = env.list("TRUSTED_PROXIES", [])
     for proxy in trusted_proxies:
         try:
@@ -159,7 +163,9 @@ def _read(env: Env) -> Knobs:
         try:
             Fernet(key)
         except ValueError as error:
-            raise WrongSetting("ENCRYPTION_KEYS", "each must be a Fernet key (32 bytes, url-safe base64)") from error
+            raise WrongSetting(
+                "ENCRYPTION_KEYS", "each must be a Fernet key (32 bytes, url-safe base64)"
+            ) from error
     secret_key = env.str("SECRET_KEY", "") or _secret_file(
         data_dir / "secret.key", secrets.token_urlsafe(50).encode()
     )

@@ -52,7 +52,8 @@ def security_headers(get_response: Handler) -> Handler:
         for name, sources in getattr(response, "csp_extra", {}).items():
             policy[name] = [source for source in policy.get(name, []) if source != "'none'"] + list(sources)
         response.headers.setdefault(
-            "Content-Security-Policy", "; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items())
+            "Content-Security-Policy",
+            "; ".join(f"{name} {' '.join(sources)}" for name, sources in policy.items()),
         )
         response.headers.setdefault("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
         return response
@@ -83,7 +84,9 @@ def trusted_proxy(get_response: Handler) -> Handler:
     def middleware(request: HttpRequest) -> HttpResponse:
         peer = request.META.get("REMOTE_ADDR") or ""
         if networks and _within(peer, networks):
-            hops = [hop.strip() for hop in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()]
+            hops = [
+                hop.strip() for hop in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()
+            ]
             # The last hop that is no proxy of ours is the client: what stands before it the client may have made up.
             outside = [hop for hop in hops if not _within(hop, networks)]
             if outside:

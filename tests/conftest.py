@@ -136,7 +136,9 @@ class Running:
         return (self.data_dir / f"{name}.log").read_text(errors="replace")
 
     def wait_until_up(self) -> None:
-        until(lambda: _answers(f"{self.url}/healthz"), 40, f"the server does not answer:\n{self.log('server')}")
+        until(
+            lambda: _answers(f"{self.url}/healthz"), 40, f"the server does not answer:\n{self.log('server')}"
+        )
 
 
 def _answers(url: str) -> bool:
@@ -183,7 +185,9 @@ def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
         "DJANGO_SETTINGS_MODULE": "project.settings",
         **extra,
     }
-    running = Running(url=f"http://127.0.0.1:{port}", env=env, data_dir=data_dir, api_key="", other_api_key="")
+    running = Running(
+        url=f"http://127.0.0.1:{port}", env=env, data_dir=data_dir, api_key="", other_api_key=""
+    )
     running.manage("migrate", "--verbosity", "0")
     printed = running.manage("shell", "--no-imports", "-c", _SETUP)
     keys = json.loads(printed.split("KEYS", 1)[1])

@@ -9,8 +9,8 @@ os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="switchboard-test-"))
 os.environ.setdefault("ALLOW_PRIVATE_TARGETS", "1")
 os.environ.setdefault("LOG_LEVEL", "WARNING")
 
-from project.settings import *  # noqa: E402, F403
-from project.settings import DATABASES, DATA_DIR, IS_SQLITE  # noqa: E402
+from project.settings import *  # noqa: F403
+from project.settings import DATA_DIR, DATABASES, IS_SQLITE
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 ALLOWED_HOSTS = ["*"]

@@ -212,7 +212,12 @@ async def run_login(hold: Hold, bell: asyncio.Event, driver: Driver) -> None:
 async def _fail(hold: Hold, code: str, message: str, website_error: str) -> None:
     with contextlib.suppress(LeaseLost, FlowOver):
         await _db(
-            transitions.fail, hold=hold, code=code, message=message, website_error=website_error, now=timezone.now()
+            transitions.fail,
+            hold=hold,
+            code=code,
+            message=message,
+            website_error=website_error,
+            now=timezone.now(),
         )
 
 

@@ -13,8 +13,22 @@ from connections.models import LoginFlow
 from connections.states import TaskKind
 
 FIELDS = [
-    {"id": "f1", "ref": "username", "type": "identifier", "reason": "missing", "label": "User name", "required": True},
-    {"id": "f2", "ref": "password", "type": "password", "reason": "missing", "label": "Password", "required": True},
+    {
+        "id": "f1",
+        "ref": "username",
+        "type": "identifier",
+        "reason": "missing",
+        "label": "User name",
+        "required": True,
+    },
+    {
+        "id": "f2",
+        "ref": "password",
+        "type": "password",
+        "reason": "missing",
+        "label": "Password",
+        "required": True,
+    },
 ]
 ANSWER = {"username": "alice", "password": "hunter2-secret"}
 

@@ -64,7 +64,9 @@ def test_what_was_configured_is_echoed(api):
 
 
 def test_allowed_domains_lose_www_and_stars_and_repetitions(api):
-    connection_id = new_connection(api, allowed_domains=["www.A.com", "*.b.com", "a.com", "*.www.c.com", "d.com:8443"])
+    connection_id = new_connection(
+        api, allowed_domains=["www.A.com", "*.b.com", "a.com", "*.www.c.com", "d.com:8443"]
+    )
     shown = api.get(f"/auth/connections/{connection_id}").json()
     assert shown["allowed_domains"] == ["a.com", "b.com", "c.com", "d.com:8443"]
 
@@ -87,7 +89,9 @@ def test_patch_changes_only_the_keys_sent_and_an_empty_login_url_clears(api):
 
 def test_patch_of_browser_keeps_the_properties_that_are_left_out(api):
     connection_id = new_connection(api, browser={"stealth": True, "proxy": {"id": "p"}})
-    shown = api.patch(f"/auth/connections/{connection_id}", {"browser": {"stealth": False}}, format="json").json()
+    shown = api.patch(
+        f"/auth/connections/{connection_id}", {"browser": {"stealth": False}}, format="json"
+    ).json()
     assert shown["browser"] == {"stealth": False, "proxy": {"id": "p"}}
 
 
@@ -102,7 +106,9 @@ def test_a_credential_is_referenced_by_name_and_detached_by_null(api):
 def test_somebody_elses_credential_does_not_exist(api, stranger, client_of):
     post(client_of(stranger), "/credentials", {"name": "theirs", "domain": "example.com", "values": {}})
     answer = post(
-        api, "/auth/connections", {"domain": "example.com", "profile_name": "p", "credential": {"name": "theirs"}}
+        api,
+        "/auth/connections",
+        {"domain": "example.com", "profile_name": "p", "credential": {"name": "theirs"}},
     )
     assert "credential.name" in error_of(answer, 400, "invalid_request")["details"][0]["message"]
 
@@ -159,7 +165,8 @@ def test_without_a_key_401_comes_before_404(client, method, suffix):
 
 
 @pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer ", "Basic dTpw", "Bearer sk_wrong", "Bearer a.b.c", "Bearer \xff", "sk_x"]
+    "header",
+    ["", "Bearer", "Bearer ", "Basic dTpw", "Bearer sk_wrong", "Bearer a.b.c", "Bearer \xff", "sk_x"],
 )
 def test_a_wrong_authorization_is_401(client, header):
     answer = client.get("/auth/connections", HTTP_AUTHORIZATION=header)
@@ -183,7 +190,9 @@ def test_a_session_cookie_alone_opens_nothing_so_no_other_site_can_use_it(client
 
 def test_wrong_keys_are_limited_per_address_and_a_right_one_still_passes(api, client, monkeypatch):
     monkeypatch.setattr("connections.authentication.FAILURES_PER_MINUTE", 3)
-    with mock.patch("django.utils.timezone.now", return_value=dt.datetime(2030, 1, 1, 0, 0, 10, tzinfo=dt.UTC)):
+    with mock.patch(
+        "django.utils.timezone.now", return_value=dt.datetime(2030, 1, 1, 0, 0, 10, tzinfo=dt.UTC)
+    ):
         wrong = [client.get("/auth/connections", HTTP_AUTHORIZATION="Bearer sk_no") for _ in range(4)]
         assert [answer.status_code for answer in wrong] == [401, 401, 401, 429]
         assert wrong[-1]["Retry-After"] == "50"
@@ -230,10 +239,14 @@ def test_lists_are_bare_arrays_newest_first_with_both_headers(api):
 
 
 def test_limit_is_twenty_by_default_and_clamped_to_1_to_100(api, owner):
-    profile = Profile.objects.create(owner=owner, name="p", created_at=timezone.now(), updated_at=timezone.now())
+    profile = Profile.objects.create(
+        owner=owner, name="p", created_at=timezone.now(), updated_at=timezone.now()
+    )
     now = timezone.now()
     ManagedAuthConnection.objects.bulk_create(
-        ManagedAuthConnection(owner=owner, profile=profile, domain=f"d{n}.com", created_at=now, updated_at=now)
+        ManagedAuthConnection(
+            owner=owner, profile=profile, domain=f"d{n}.com", created_at=now, updated_at=now
+        )
         for n in range(105)
     )
 
@@ -245,7 +258,9 @@ def test_limit_is_twenty_by_default_and_clamped_to_1_to_100(api, owner):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("query", ["limit=x", "limit=1.5", "limit=1e3", "limit=٣", "offset=-1", "offset=" + "9" * 25])
+@pytest.mark.parametrize(
+    "query", ["limit=x", "limit=1.5", "limit=1e3", "limit=٣", "offset=-1", "offset=" + "9" * 25]
+)
 def test_a_limit_or_offset_that_is_no_number_is_400(api, query):
     error_of(api.get(f"/auth/connections?{query}"), 400, "invalid_request")
 
@@ -287,7 +302,9 @@ def test_the_number_of_queries_of_a_list_does_not_grow_with_it(api, django_asser
         assert len(api.get("/auth/connections").json()) == 8
 
 
-@pytest.mark.parametrize("path", ["/auth", "/auth/", "/auth/connections/", "/api", "/api/nothing", "/profiles/"])
+@pytest.mark.parametrize(
+    "path", ["/auth", "/auth/", "/auth/connections/", "/api", "/api/nothing", "/profiles/"]
+)
 def test_unknown_addresses_are_json(api, client, path, settings):
     settings.DEBUG = True
     error_of(api.get(path), 404, "not_found")

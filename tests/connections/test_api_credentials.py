@@ -46,7 +46,11 @@ def test_create_answers_the_names_of_the_values_and_never_a_value(api):
     assert answer.status_code == 201
     body = answer.json()
     assert body["id"].startswith("cred_")
-    assert (body["has_values"], body["value_keys"], body["has_totp_secret"]) == (True, ["password", "username"], False)
+    assert (body["has_values"], body["value_keys"], body["has_totp_secret"]) == (
+        True,
+        ["password", "username"],
+        False,
+    )
     assert "totp_code" not in body
     assert b"hunter2" not in answer.content
     row = Credential.objects.get()
@@ -90,7 +94,10 @@ def test_lists_leave_out_value_keys_and_find_by_domain_and_part(api):
 
 def test_patch_removes_keys_first_and_merges_values_then(api):
     create(api)
-    changes = {"remove_value_keys": ["username", "password", "none"], "values": {"password": "new", "pin": "1"}}
+    changes = {
+        "remove_value_keys": ["username", "password", "none"],
+        "values": {"password": "new", "pin": "1"},
+    }
     body = api.patch("/credentials/shop", changes, format="json").json()
     assert body["value_keys"] == ["password", "pin"]
     assert vault.unseal(Credential.objects.get().values) == {"password": "new", "pin": "1"}
@@ -120,7 +127,10 @@ def test_the_sso_provider_is_set_and_cleared_by_null_or_empty(api):
     assert create(api, sso_provider="google").json()["sso_provider"] == "google"
     for nothing in (None, ""):
         api.patch("/credentials/shop", {"sso_provider": "github"}, format="json")
-        assert api.patch("/credentials/shop", {"sso_provider": nothing}, format="json").json()["sso_provider"] is None
+        assert (
+            api.patch("/credentials/shop", {"sso_provider": nothing}, format="json").json()["sso_provider"]
+            is None
+        )
 
 
 # ── One-time codes ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -51,7 +51,9 @@ def APIClient_with_key_of(api):
     return client
 
 
-@pytest.mark.parametrize(("path", "body"), [("/auth/connections", {**BODY, "domain": "b.com"}), ("/profiles", BODY)])
+@pytest.mark.parametrize(
+    ("path", "body"), [("/auth/connections", {**BODY, "domain": "b.com"}), ("/profiles", BODY)]
+)
 def test_the_same_key_for_another_request_is_409_and_does_nothing(api, path, body):
     keyed(api, "/auth/connections", BODY)
     error_of(keyed(api, path, body), 409, "idempotency_conflict")
@@ -66,7 +68,9 @@ def test_an_absent_body_and_an_empty_object_are_the_same_request(api):
 def test_keys_belong_to_their_caller(api, stranger, client_of, owner):
     first = keyed(api, "/profiles", {}).json()
     assert keyed(client_of(stranger), "/profiles", {}).json()["id"] != first["id"]
-    assert keyed(client_of(owner), "/profiles", {}).json()["id"] != first["id"], "another key of the same user"
+    assert keyed(client_of(owner), "/profiles", {}).json()["id"] != first["id"], (
+        "another key of the same user"
+    )
 
 
 def test_errors_of_the_caller_are_kept(api):
@@ -75,7 +79,9 @@ def test_errors_of_the_caller_are_kept(api):
     error_of(again, 400, "invalid_request")
     assert again["Idempotent-Replayed"] == "true"
     new_connection(api)
-    conflict = [error_of(keyed(api, "/auth/connections", BODY, key="k2"), 409, "already_exists") for _ in range(2)]
+    conflict = [
+        error_of(keyed(api, "/auth/connections", BODY, key="k2"), 409, "already_exists") for _ in range(2)
+    ]
     assert conflict[0] == conflict[1]
 
 
@@ -122,14 +128,19 @@ def test_every_post_honours_it(api):
     path = f"/auth/connections/{connection_id}"
     login = keyed(api, f"{path}/login", key="login")
     with mock.patch("django.utils.timezone.now", return_value=timezone.now() + dt.timedelta(minutes=2)):
-        assert keyed(api, f"{path}/login", key="login").json() == login.json(), "also after the 30 s of a replay"
+        assert keyed(api, f"{path}/login", key="login").json() == login.json(), (
+            "also after the 30 s of a replay"
+        )
     handoff = keyed(api, f"{path}/handoff", key="handoff").json()
     assert keyed(api, f"{path}/handoff", key="handoff").json() == handoff
     exchange = [
-        keyed(APIClient(), f"{path}/exchange", {"code": handoff["handoff_code"]}, key="exchange") for _ in range(2)
+        keyed(APIClient(), f"{path}/exchange", {"code": handoff["handoff_code"]}, key="exchange")
+        for _ in range(2)
     ]
     assert exchange[0].json() == exchange[1].json()
-    assert keyed(api, f"{path}/cancel", key="cancel").json() == keyed(api, f"{path}/cancel", key="cancel").json()
+    assert (
+        keyed(api, f"{path}/cancel", key="cancel").json() == keyed(api, f"{path}/cancel", key="cancel").json()
+    )
     assert keyed(api, f"{path}/check", key="check").json() == keyed(api, f"{path}/check", key="check").json()
     _, _, flow = waiting(api, connection_id)
     answer = {"interaction_id": flow.interaction_id, "field_values": {"f1": "alice", "f2": "hunter2-secret"}}

@@ -172,8 +172,20 @@ def test_no_error_repeats_a_value(api):
     secret = "xyzzy-swordfish-42"
     for body in (
         {"name": "n", "domain": secret + "/", "values": {"password": [secret]}, "totp_secret": secret},
-        {"name": "n", "domain": "a.com", "values": {}, "totp_algorithm": secret, "totp_secret": f"otpauth://hotp/{secret}"},
-        {"name": "n", "domain": "a.com", "values": secret, "sso_provider": {"a": secret}, "totp_digits": secret},
+        {
+            "name": "n",
+            "domain": "a.com",
+            "values": {},
+            "totp_algorithm": secret,
+            "totp_secret": f"otpauth://hotp/{secret}",
+        },
+        {
+            "name": "n",
+            "domain": "a.com",
+            "values": secret,
+            "sso_provider": {"a": secret},
+            "totp_digits": secret,
+        },
     ):
         answer = post(api, "/credentials", body)
         error_of(answer, 400, "invalid_request")
@@ -201,7 +213,25 @@ def test_a_host_is_normalised(given, kept):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".", "a..b", "a b", "a/b", "a?b", "a#b", "a@b", "a\\b", "a:b", ":80", "[::1", "::1", "a:0", "%61.com", "a\x00"]
+    "text",
+    [
+        "",
+        ".",
+        "a..b",
+        "a b",
+        "a/b",
+        "a?b",
+        "a#b",
+        "a@b",
+        "a\\b",
+        "a:b",
+        ":80",
+        "[::1",
+        "::1",
+        "a:0",
+        "%61.com",
+        "a\x00",
+    ],
 )
 def test_what_is_no_host_is_refused(text):
     with pytest.raises(ValueError, match="host name"):
@@ -264,12 +294,15 @@ SCALARS = some.one_of(
     some.sampled_from(["", "example.com", "https://example.com/", "otpauth://totp/x?secret=A", "[::1", "a:b", "*.", "\x00"]),
 )  # fmt: skip
 VALUES = some.recursive(
-    SCALARS, lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5), inner, max_size=3)
+    SCALARS,
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5), inner, max_size=3),
 )
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=some.data())
 def test_whatever_comes_in_is_taken_or_refused_and_never_a_fault(schema, data):
     keys = some.sampled_from([*schema().fields, "unknown"])
@@ -284,7 +317,12 @@ def test_whatever_comes_in_is_taken_or_refused_and_never_a_fault(schema, data):
         assert "unknown" not in taken
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(raw=some.binary(max_size=200) | some.text(max_size=80).map(str.encode))
 def test_whatever_bytes_come_in_are_json_or_refused(raw):
     try:
@@ -293,7 +331,12 @@ def test_whatever_bytes_come_in_are_json_or_refused(raw):
         assert (refused.status, refused.code) == (400, "invalid_json")  # noqa: PT017
 
 
-@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(text=some.text(max_size=30))
 def test_a_normalised_host_is_stable(text):
     for normal in (inputs.normal_host, inputs.normal_root):

@@ -59,7 +59,10 @@ def exchanged(connection_id: str, code: str) -> str:
 
 
 def by_id(flow: LoginFlow, **values: str) -> dict[str, object]:
-    return {"interaction_id": flow.interaction_id, "field_values": {"f1": "alice", "f2": "hunter2-secret", **values}}
+    return {
+        "interaction_id": flow.interaction_id,
+        "field_values": {"f1": "alice", "f2": "hunter2-secret", **values},
+    }
 
 
 # ── Starting ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,7 +112,10 @@ def test_login_after_a_submission_is_409_and_after_the_flow_expired_a_new_one(ap
     error_of(post(api, f"{path}/login"), 409, "login_in_progress")
     with at(flow.expires_at + dt.timedelta(seconds=1)):
         assert post(api, f"{path}/login").status_code == 200
-    assert list(LoginFlow.objects.order_by("number").values_list("status", flat=True)) == ["EXPIRED", "IN_PROGRESS"]
+    assert list(LoginFlow.objects.order_by("number").values_list("status", flat=True)) == [
+        "EXPIRED",
+        "IN_PROGRESS",
+    ]
 
 
 # ── Submitting ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +123,13 @@ def test_login_after_a_submission_is_409_and_after_the_flow_expired_a_new_one(ap
 
 def test_canonical_and_legacy_twins_are_shown_together_with_the_same_content(api, connection_id):
     choices = [
-        {"id": "c1", "type": "mfa_method", "mfa_type": "sms", "label": "Text me", "masked_destination": "••42"},
+        {
+            "id": "c1",
+            "type": "mfa_method",
+            "mfa_type": "sms",
+            "label": "Text me",
+            "masked_destination": "••42",
+        },
         {"id": "github", "type": "sso_provider", "label": "GitHub", "observed_selector": "//a[1]"},
         {"id": "c3", "type": "account", "label": "alice"},
     ]
@@ -174,7 +186,9 @@ def test_every_way_of_submitting_is_accepted_with_202(api, connection_id, body):
 )
 def test_A29_an_answer_that_does_not_fit_is_refused_and_the_question_stays_open(api, connection_id, body):
     _, _, flow = waiting(api, connection_id)
-    answer = post(api, f"/auth/connections/{connection_id}/submit", {"interaction_id": flow.interaction_id, **body})
+    answer = post(
+        api, f"/auth/connections/{connection_id}/submit", {"interaction_id": flow.interaction_id, **body}
+    )
     error_of(answer, 400, "invalid_submission")
     shown = api.get(f"/auth/connections/{connection_id}").json()
     assert (shown["flow_step"], shown["interaction_id"]) == ("AWAITING_INPUT", flow.interaction_id)
@@ -185,7 +199,9 @@ def test_A28_a_stale_interaction_is_refused_with_a_message_and_the_new_form_stay
     _, hold, old = waiting(api, connection_id)
     path = f"/auth/connections/{connection_id}/submit"
     assert post(api, path, by_id(old)).status_code == 202
-    new = transitions.await_input(hold=hold, fields=FIELDS, choices=[], website_error="Wrong.", now=timezone.now())
+    new = transitions.await_input(
+        hold=hold, fields=FIELDS, choices=[], website_error="Wrong.", now=timezone.now()
+    )
     stale = post(api, path, by_id(old, f2="another"))
     error_of(stale, 400, "stale_interaction")
     shown = api.get(f"/auth/connections/{connection_id}").json()
@@ -254,7 +270,9 @@ def test_a_flow_whose_time_is_over_is_expired_on_read_and_once_in_the_log(api, c
     with at(flow.input_expires_at + dt.timedelta(seconds=1)):
         error_of(post(api, f"{path}/submit", by_id(flow)), 410, "no_active_flow")
         shown = [api.get(path).json() for _ in range(2)]
-    assert {(row["flow_status"], row["error_code"]) for row in shown} == {("EXPIRED", "awaiting_input_timeout")}
+    assert {(row["flow_status"], row["error_code"]) for row in shown} == {
+        ("EXPIRED", "awaiting_input_timeout")
+    }
     assert Event.objects.filter(name="flow.state", data__flow_status="EXPIRED").count() == 1
 
 
@@ -270,7 +288,11 @@ def test_cancel_is_idempotent_and_answers_the_connection(api, connection_id):
 def test_check_queues_one_health_check_and_answers_its_task_with_202(api, connection_id):
     path = f"/auth/connections/{connection_id}/check"
     first, again = post(api, path), post(api, path)
-    assert (first.status_code, first.json()["kind"], first.json()["status"]) == (202, "health_check", "queued")
+    assert (first.status_code, first.json()["kind"], first.json()["status"]) == (
+        202,
+        "health_check",
+        "queued",
+    )
     assert again.json()["id"] == first.json()["id"]
 
 
@@ -298,7 +320,11 @@ def test_A03_a_wrong_code_is_404_and_consumes_nothing_and_a_dead_one_410(api, co
     other = new_connection(api, domain="other.com")
     path = f"/auth/connections/{connection_id}/exchange"
     error_of(post(APIClient(), path, {"code": "wrong"}), 404, "not_found")
-    error_of(post(APIClient(), f"/auth/connections/{other}/exchange", {"code": started["handoff_code"]}), 404, "not_found")
+    error_of(
+        post(APIClient(), f"/auth/connections/{other}/exchange", {"code": started["handoff_code"]}),
+        404,
+        "not_found",
+    )
     error_of(post(APIClient(), "/auth/connections/ma_none/exchange", {"code": "wrong"}), 404, "not_found")
     error_of(post(APIClient(), path, {}), 400, "invalid_request")
     post(api, f"/auth/connections/{connection_id}/cancel")
@@ -353,7 +379,9 @@ def test_A02_a_session_token_reads_and_answers_its_own_connection_and_nothing_el
     assert post(page, f"{path}/submit", by_id(flow)).status_code == 202
 
 
-def test_A02_a_token_reads_the_end_of_its_flow_and_is_410_when_that_expired_or_was_superseded(api, connection_id):
+def test_A02_a_token_reads_the_end_of_its_flow_and_is_410_when_that_expired_or_was_superseded(
+    api, connection_id
+):
     started, hold, flow = waiting(api, connection_id)
     page = bearer(exchanged(connection_id, started["handoff_code"]))
     path = f"/auth/connections/{connection_id}"
@@ -409,13 +437,21 @@ def test_the_timeline_shows_flows_and_checks_newest_first_filtered_and_in_pages(
     error_of(api.get(path, {"type": "else"}), 400, "invalid_request")
 
 
-def test_the_timeline_row_of_a_flow_ends_when_the_flow_ends_and_a_reauth_says_so(api, principal, connection_id):
+def test_the_timeline_row_of_a_flow_ends_when_the_flow_ends_and_a_reauth_says_so(
+    api, principal, connection_id
+):
     transitions.start_login(
         connection_id=connection_id, actor=principal, now=timezone.now(), flow_type=FlowType.REAUTH
     )
-    transitions.fail(hold=claim(connection_id), code="network_error", message="No answer.", now=timezone.now())
+    transitions.fail(
+        hold=claim(connection_id), code="network_error", message="No answer.", now=timezone.now()
+    )
     (row,) = api.get(f"/auth/connections/{connection_id}/timeline", {"type": "reauth"}).json()
-    assert (row["status"], row["error_code"], row["error_message"]) == ("FAILED", "network_error", "No answer.")
+    assert (row["status"], row["error_code"], row["error_message"]) == (
+        "FAILED",
+        "network_error",
+        "No answer.",
+    )
     assert row["completed_at"].endswith("Z")
 
 
@@ -433,7 +469,11 @@ def test_A48_what_was_submitted_is_in_no_answer_event_row_or_log(api, connection
         answers = [
             post(api, f"{path}/submit", {**by_id(flow, f2=secret), "fields": {"password": secret}}),
             post(api, f"{path}/submit", {"interaction_id": "mai_x", "field_values": {"f2": secret}}),
-            post(api, f"{path}/submit", {"interaction_id": flow.interaction_id, "field_values": {"f1": 1, "f2": [secret]}}),
+            post(
+                api,
+                f"{path}/submit",
+                {"interaction_id": flow.interaction_id, "field_values": {"f1": 1, "f2": [secret]}},
+            ),
             post(api, f"{path}/submit", by_id(flow, f2=secret), HTTP_IDEMPOTENCY_KEY="k"),
             api.get(path),
             api.get(f"{path}/timeline"),
@@ -460,6 +500,8 @@ def test_the_exchange_needs_no_cookie_and_no_csrf_token(api, connection_id):
     started, _, _ = waiting(api, connection_id)
     strict = Client(enforce_csrf_checks=True)
     answer = strict.post(
-        f"/auth/connections/{connection_id}/exchange", {"code": started["handoff_code"]}, content_type="application/json"
+        f"/auth/connections/{connection_id}/exchange",
+        {"code": started["handoff_code"]},
+        content_type="application/json",
     )
     assert answer.status_code == 200

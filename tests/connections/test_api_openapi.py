@@ -81,7 +81,13 @@ def test_bodies_are_closed_and_required_keys_are_named(document):
         assert schemas[name]["additionalProperties"] is False, name
     assert set(schemas["ConnectionCreateRequest"]["required"]) == {"domain", "profile_name"}
     assert {"id", "domain", "status", "flow_status", "version"} <= set(schemas["ManagedAuth"]["required"])
-    assert set(schemas["FlowStatusEnum"]["enum"]) == {"IN_PROGRESS", "SUCCESS", "FAILED", "EXPIRED", "CANCELED"}
+    assert set(schemas["FlowStatusEnum"]["enum"]) == {
+        "IN_PROGRESS",
+        "SUCCESS",
+        "FAILED",
+        "EXPIRED",
+        "CANCELED",
+    }
 
 
 def test_no_answer_describes_a_secret(document):
@@ -135,7 +141,9 @@ def preflight(client, path, method="POST", origin=ORIGIN):
     )
 
 
-@pytest.mark.parametrize("path", ["/auth/connections/ma_x/submit", "/auth/connections/ma_x/exchange", "/credentials"])
+@pytest.mark.parametrize(
+    "path", ["/auth/connections/ma_x/submit", "/auth/connections/ma_x/exchange", "/credentials"]
+)
 def test_a_preflight_from_an_allowed_origin_is_answered_without_a_key(client, allowed, path):
     answer = preflight(client, path)
     assert answer.status_code == 200
@@ -147,7 +155,9 @@ def test_a_preflight_from_an_allowed_origin_is_answered_without_a_key(client, al
 
 
 def test_another_origin_and_other_paths_get_no_permission(client, allowed, db):
-    assert "Access-Control-Allow-Origin" not in preflight(client, "/credentials", origin="https://evil.example")
+    assert "Access-Control-Allow-Origin" not in preflight(
+        client, "/credentials", origin="https://evil.example"
+    )
     assert "Access-Control-Allow-Origin" not in preflight(client, "/admin/")
     answer = client.get("/credentials", headers={"origin": "https://evil.example"})
     assert "Access-Control-Allow-Origin" not in answer

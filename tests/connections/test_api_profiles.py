@@ -12,7 +12,10 @@ from events.models import Event
 from tests.connections.api_support import error_of, new_connection, post, waiting
 
 pytestmark = pytest.mark.django_db
-STATE = {"cookies": [{"name": "sid", "value": "cookie-secret", "domain": "example.com", "path": "/"}], "origins": []}
+STATE = {
+    "cookies": [{"name": "sid", "value": "cookie-secret", "domain": "example.com", "path": "/"}],
+    "origins": [],
+}
 
 
 @pytest.fixture
@@ -26,7 +29,10 @@ def test_a_profile_is_created_with_a_name_or_called_by_its_id(api):
     assert named.json()["id"].startswith("prof_")
     nameless = post(api, "/profiles").json()
     assert nameless["name"] == nameless["id"]
-    assert error_of(post(api, "/profiles", {"name": "work"}), 409, "already_exists")["existing_id"] == named.json()["id"]
+    assert (
+        error_of(post(api, "/profiles", {"name": "work"}), 409, "already_exists")["existing_id"]
+        == named.json()["id"]
+    )
 
 
 def test_profiles_are_listed_newest_first_by_name_or_part(api):
@@ -63,12 +69,16 @@ def test_a_deleted_profile_takes_its_connections_along_and_tells_it(api):
     error_of(api.get("/profiles/work"), 404, "not_found")
 
 
-def test_the_state_is_downloaded_as_json_by_whoever_may_act_and_by_nobody_else(api, colleague, stranger, client_of):
+def test_the_state_is_downloaded_as_json_by_whoever_may_act_and_by_nobody_else(
+    api, colleague, stranger, client_of
+):
     created = post(api, "/profiles", {"name": "work"}).json()
     error_of(api.get("/profiles/work/download"), 404, "not_found")
     Profile.objects.update(state=vault.seal(STATE), state_saved_at=timezone.now())
     for reference in ("work", created["id"]):
-        answer = api.get(f"/profiles/{reference}/download?format=tar.zst", HTTP_ACCEPT="application/octet-stream")
+        answer = api.get(
+            f"/profiles/{reference}/download?format=tar.zst", HTTP_ACCEPT="application/octet-stream"
+        )
         assert answer.json() == STATE
         assert answer["Content-Disposition"] == f'attachment; filename="{created["id"]}.json"'
     assert client_of(colleague).get("/profiles/work/download").status_code == 200

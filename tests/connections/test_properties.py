@@ -264,6 +264,10 @@ class Switchboard(RuleBasedStateMachine):
         self.time_passes(project.LEASE_SECONDS + 1)
         self.reconcile()
         self.claim()
+        # The one that was taken for dead wakes up and goes on.
+        for age, hold in enumerate(reversed(self.holds)):
+            if age and hold.task_id == self.holds[-1].task_id:
+                self.login(age, transitions.fail, code="internal_error", message="I am back.")
 
     def work(self, age: int, verb: Callable[..., Any], **arguments: Any) -> Any:
         """A verb with a hold: the present one may change things, a stale one never does."""

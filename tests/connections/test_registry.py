@@ -18,7 +18,14 @@ NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 
 def credential(owner, **extra):
     return registry.create_credential(
-        **{"owner_id": owner.pk, "name": "shop", "domain": "a.com", "values": {"password": "hunter2"}, "now": NOW} | extra
+        **{
+            "owner_id": owner.pk,
+            "name": "shop",
+            "domain": "a.com",
+            "values": {"password": "hunter2"},
+            "now": NOW,
+        }
+        | extra
     )
 
 
@@ -70,7 +77,12 @@ def test_a_rename_to_the_same_name_tells_nothing(owner, principal):
 def test_what_a_connection_shows_of_its_credential_is_told_with_a_higher_version(owner, principal):
     row = credential(owner)
     connection = transitions.create_connection(
-        owner_id=owner.pk, domain="a.com", profile_name="p", config={"credential": row}, actor=principal, now=NOW
+        owner_id=owner.pk,
+        domain="a.com",
+        profile_name="p",
+        config={"credential": row},
+        actor=principal,
+        now=NOW,
     )
     registry.update_credential(credential_id=row.pk, changes={"name": "store"}, actor=principal, now=NOW)
     registry.delete_credential(credential_id=row.pk, actor=principal, now=NOW)
@@ -84,7 +96,10 @@ def test_a_refused_rename_changes_nothing(owner, principal):
     other = credential(owner, name="other")
     with pytest.raises(registry.NameTaken):
         registry.update_credential(
-            credential_id=other.pk, changes={"name": "shop", "values": {"password": "x"}}, actor=principal, now=NOW
+            credential_id=other.pk,
+            changes={"name": "shop", "values": {"password": "x"}},
+            actor=principal,
+            now=NOW,
         )
     other = Credential.objects.get(pk=other.pk)
     assert other.name == "other"
@@ -94,7 +109,10 @@ def test_a_refused_rename_changes_nothing(owner, principal):
 def test_a_code_ends_with_its_period(owner):
     row = credential(owner, totp_secret="JBSWY3DPEHPK3PXP", totp_period=45)
     code, ends = registry.totp_code(row, now=NOW + dt.timedelta(seconds=44, milliseconds=900))
-    assert (len(code), ends) == (6, dt.datetime.fromtimestamp((int(NOW.timestamp()) + 44) // 45 * 45 + 45, tz=dt.UTC))
+    assert (len(code), ends) == (
+        6,
+        dt.datetime.fromtimestamp((int(NOW.timestamp()) + 44) // 45 * 45 + 45, tz=dt.UTC),
+    )
     with pytest.raises(NotFound):
         registry.totp_code(credential(owner, name="without"), now=NOW)
 

@@ -34,7 +34,7 @@ def postgresql(directory: Path) -> Iterator[str]:
         missing("PostgreSQL")
     identity = _as_postgres()
     # The server's user must be able to enter every folder above its data.
-    place = Path("/tmp") / f"sb-pg-{os.getpid()}-{free_port()}"  # noqa: S108
+    place = Path("/tmp") / f"sb-pg-{os.getpid()}-{free_port()}"
     place.mkdir()
     try:
         if identity:
@@ -52,7 +52,9 @@ def postgresql(directory: Path) -> Iterator[str]:
             )  # fmt: skip
         try:
             words = ["-h", "127.0.0.1", "-p", str(port), "-U", "switchboard"]
-            until(lambda: subprocess.run([_tool("pg_isready"), *words], capture_output=True).returncode == 0, 30)
+            until(
+                lambda: subprocess.run([_tool("pg_isready"), *words], capture_output=True).returncode == 0, 30
+            )
             subprocess.run([_tool("createdb"), *words, "switchboard"], check=True, capture_output=True)
             yield f"postgres://switchboard@127.0.0.1:{port}/switchboard"
         finally:

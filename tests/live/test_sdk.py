@@ -201,7 +201,10 @@ def test_a_health_check_is_run_and_stands_in_the_timeline(client: Kernel) -> Non
         client.auth.connections.login(connection.id)
         follower = Follower(client, connection.id)
         answer(
-            client, connection.id, follower.wait_for("AWAITING_INPUT"), {"identifier": USERNAME, "password": PASSWORD}
+            client,
+            connection.id,
+            follower.wait_for("AWAITING_INPUT"),
+            {"identifier": USERNAME, "password": PASSWORD},
         )
         assert follower.end().flow_status == "SUCCESS"
         client.post(f"/auth/connections/{connection.id}/check", cast_to=object)
@@ -232,7 +235,9 @@ def test_lists_are_walked_page_by_page(client: Kernel) -> None:
 
 def test_credentials_are_kept_changed_and_deleted(client: Kernel) -> None:
     name = fresh_name()
-    made = client.credentials.create(name=name, domain="shop.example", values={"username": "u", "password": "p"})
+    made = client.credentials.create(
+        name=name, domain="shop.example", values={"username": "u", "password": "p"}
+    )
     with pytest.raises(kernel.ConflictError):
         client.credentials.create(name=name, domain="shop.example", values={})
     assert client.credentials.retrieve(name).value_keys == ["password", "username"]
@@ -319,7 +324,9 @@ def test_the_asynchronous_sdk_follows_as_well(running: Running) -> None:
                 async for event in stream:
                     if event.event != "managed_auth_state":
                         continue
-                    steps.append(str(event.flow_status if event.flow_step == "COMPLETED" else event.flow_step))
+                    steps.append(
+                        str(event.flow_status if event.flow_step == "COMPLETED" else event.flow_step)
+                    )
                     if event.flow_step == "AWAITING_INPUT":
                         await client.auth.connections.submit(
                             connection.id, fields={"username": USERNAME, "password": PASSWORD}
@@ -335,7 +342,9 @@ def test_the_asynchronous_sdk_follows_as_well(running: Running) -> None:
 # ── Beside the SDK: what the React component and other programs do ────────────────────────────────────────────────
 
 
-def test_A02_A03_a_page_exchanges_its_code_and_follows_with_its_token_alone(client: Kernel, running: Running) -> None:
+def test_A02_A03_a_page_exchanges_its_code_and_follows_with_its_token_alone(
+    client: Kernel, running: Running
+) -> None:
     with Site(scenario="simple") as site, httpx.Client(base_url=running.url, timeout=30) as page:
         connection = client.auth.connections.create(domain=site.domain, profile_name=fresh_name())
         started = client.auth.connections.login(connection.id)
@@ -371,15 +380,21 @@ def test_a_chunked_body_is_read_and_a_huge_one_refused(running: Running) -> None
 
     headers = {"Authorization": f"Bearer {running.api_key}", "Content-Type": "application/json"}
     name = fresh_name()
-    small = httpx.post(f"{running.url}/profiles", headers=headers, content=chunks(f'{{"name": "{name}"}}'.encode()))
+    small = httpx.post(
+        f"{running.url}/profiles", headers=headers, content=chunks(f'{{"name": "{name}"}}'.encode())
+    )
     assert (small.status_code, small.json().get("name")) == (201, name)
-    huge = httpx.post(f"{running.url}/profiles", headers=headers, content=chunks(b'{"name": "' + b"x" * 300_000 + b'"}'))
+    huge = httpx.post(
+        f"{running.url}/profiles", headers=headers, content=chunks(b'{"name": "' + b"x" * 300_000 + b'"}')
+    )
     assert (huge.status_code, huge.json()["code"]) == (413, "payload_too_large")
     declared = httpx.post(f"{running.url}/profiles", headers=headers, content=b"x" * 300_000)
     assert (declared.status_code, declared.json()["code"]) == (413, "payload_too_large")
 
 
-@pytest.mark.parametrize("query", ["after=x", "after=-1", "after=1.5", "after=" + "9" * 30, "topics=nonsense", "topics=x:1"])
+@pytest.mark.parametrize(
+    "query", ["after=x", "after=-1", "after=1.5", "after=" + "9" * 30, "topics=nonsense", "topics=x:1"]
+)
 def test_a_bad_cursor_or_topic_is_400_before_the_first_byte(running: Running, query: str) -> None:
     headers = {"Authorization": f"Bearer {running.api_key}"}
     refused = httpx.get(f"{running.url}/api/events?{query}", headers=headers)

@@ -5,7 +5,6 @@ here is real HTTP, with real cookies, tokens that must match, and codes that are
 under its own path prefix (``/totp/login``); ``Site(scenario="totp")`` also makes it the site's start page.
 """
 
-# ruff: noqa: E501  (markup is easier to read on one line)
 from __future__ import annotations
 
 import dataclasses

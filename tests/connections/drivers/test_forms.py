@@ -1,6 +1,5 @@
 """What is read out of HTML: forms, labels, errors, ways on; and that no HTML makes the reader raise."""
 
-# ruff: noqa: E501  (markup is easier to read on one line)
 from __future__ import annotations
 
 import warnings
