@@ -789,6 +789,7 @@ def succeed(
     with transaction.atomic():
         flow, _ = _lock_held_flow(hold, now)
         connection = flow.connection
+        before = _looks(connection)
         profile = connection.profile
         profile.state = vault.seal(storage_state)
         profile.state_saved_at = now
@@ -805,10 +806,22 @@ def succeed(
         flow.error_code = ""
         flow.error_message = ""
         _end(flow, FlowStatus.SUCCESS, at=now, now=now, actor=hold.worker)
+        if _looks(connection) != before:
+            # What is stored by now decides can_reauth and the credential that GET shows.
+            _bump(connection, now, touch=True)
+            telling.connection("connection.updated", connection, at=now, actor=hold.worker)
         _set_status(
             connection, ConnectionStatus.AUTHENTICATED, reason="login_succeeded", now=now, actor=hold.worker
         )
         return flow
+
+
+def _looks(connection: ManagedAuthConnection) -> Json:
+    """What GET shows of the connection itself, without what every change changes."""
+    shown: Json = dict(payloads.connection_fields(connection))
+    for name in ("version", "updated_at"):
+        del shown[name]
+    return shown
 
 
 def _keep_values(

@@ -605,7 +605,7 @@ def test_success_is_one_transaction_with_the_profile_and_the_status(story: Story
     assert row.credential is not None
     assert vault.unseal(row.credential.values) == {"username": "alice", "password": "pw"}
     assert row.credential.value_keys == ["password", "username"]
-    assert told(mark) == ["flow.state", "task.status", "connection.status"]
+    assert told(mark) == ["flow.state", "task.status", "connection.updated", "connection.status"]
     assert events(mark)[2].data["previous_status"] == "NEEDS_AUTH"
 
 
