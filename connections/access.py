@@ -1,7 +1,7 @@
 """Who is asking, and what they may see and do. Every view, command and stream starts from a :class:`Principal`.
 
 Everybody sees and acts on their own objects. Members of a common Django group are a team: they see each other's
-objects, and act on them with the permission ``connections.operate_managedauthconnection`` (given to the group, as a rule).
+objects, and act on them with the permission ``connections.operate_managedauthconnection``, given to the group (for its members) or to the user.
 Superusers see and do everything. A key may do what its owner may. A session token (hosted page) is bound
 to one connection and one flow, and nothing else exists for it.
 """
@@ -50,16 +50,29 @@ class Principal:
         return self.operates is None or owner_id in self.operates
 
 
+def _members(groups: Any, user: Any) -> frozenset[int]:
+    """The keys of everybody in these groups, and the user's own."""
+    return frozenset(get_user_model().objects.filter(groups__in=groups).values_list("pk", flat=True)) | {
+        user.pk
+    }
+
+
 def of_user(user: Any, *, api_key: ApiKey | None = None, actor: str | None = None) -> Principal:
     """The principal of a signed-in user, or of a key that belongs to one."""
     key = f"key:{api_key.pk}" if api_key else f"user:{user.pk}"
     name = actor or (f'API key "{api_key.name}"' if api_key else user.get_username())
     if user.is_superuser:
         return Principal(key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key)
-    team = frozenset(
-        get_user_model().objects.filter(groups__in=user.groups.all()).values_list("pk", flat=True)
-    ) | {user.pk}
-    operates = team if user.has_perm(OPERATE) else frozenset({user.pk})
+    team = _members(user.groups.all(), user)
+    # Given to the user, the permission holds for every team; given to a group, for that group's members.
+    if OPERATE in user.get_user_permissions():
+        operates = team
+    else:
+        app_label, codename = OPERATE.split(".")
+        granting = user.groups.filter(
+            permissions__codename=codename, permissions__content_type__app_label=app_label
+        )
+        operates = _members(granting, user)
     return Principal(key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key)
 
 

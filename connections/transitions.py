@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -702,6 +703,8 @@ def await_input(
     _before_work(hold, now)
     with transaction.atomic():
         flow, task = _lock_held_flow(hold, now)
+        # An answer that nobody took belongs to the question before: it must never be given to this one.
+        flow.submissions.filter(taken_at=None).update(sealed=None, taken_at=now)
         _step(flow, FlowStep.AWAITING_INPUT, now=now)
         flow.interaction_id = new_id("mai")
         flow.input_expires_at = min(now + dt.timedelta(seconds=settings.INPUT_SECONDS), flow.expires_at)
@@ -727,24 +730,38 @@ def await_external_action(
     _before_work(hold, now)
     with transaction.atomic():
         flow, task = _lock_held_flow(hold, now)
-        told = (flow.external_action_message, flow.fields, flow.choices, flow.website_error)
-        if flow.step == FlowStep.AWAITING_EXTERNAL_ACTION and told == (
-            message,
-            fields,
-            choices,
-            website_error,
-        ):
+        if _answered_meanwhile(flow):
+            # A way on was chosen while the driver looked at the page: it is about to take that answer.
             return flow
+        same = flow.step == FlowStep.AWAITING_EXTERNAL_ACTION and (
+            (flow.fields, flow.choices, flow.website_error) == (fields, choices, website_error)
+        )
+        if same and _without_countdown(flow.external_action_message) == _without_countdown(message):
+            return flow
+        # A new text beside the same ways on is the same question: whoever is answering it may go on.
+        interaction_id = flow.interaction_id if same else ""
         _step(flow, FlowStep.AWAITING_EXTERNAL_ACTION, now=now)
         flow.external_action_message = message
         flow.fields = fields
         flow.choices = choices
         flow.website_error = website_error
         if fields or choices:
-            flow.interaction_id = new_id("mai")
+            flow.interaction_id = interaction_id or new_id("mai")
         _save_flow(flow, at=now, actor=hold.worker)
         tasks.wait_for_input(task, actor=hold.worker, now=now)
         return flow
+
+
+def _answered_meanwhile(flow: LoginFlow) -> bool:
+    return flow.submissions.filter(taken_at=None).exists()
+
+
+#: "42 seconds left", "1:40": what falls by itself is no change. A number to compare on the phone is one.
+_COUNTDOWN = re.compile(r"\d+:\d\d|\d+(?=\s*(?:s|secs?|seconds?|m|mins?|minutes?)\b)", re.IGNORECASE)
+
+
+def _without_countdown(message: str) -> str:
+    return _COUNTDOWN.sub("#", message)
 
 
 def await_human(*, hold: Hold, live_view_url: str, now: dt.datetime) -> LoginFlow:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import os
+import re
 import secrets
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import dj_database_url
 from cryptography.fernet import Fernet
 from environs import Env, EnvError
+
+#: A host name or address with an optional port. No user, no space, nothing that ends a header.
+_NETLOC = re.compile(r"[\w.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", re.ASCII)
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -75,15 +80,45 @@ def _secret_file(path: Path, make: bytes) -> str:
 
 
 def _origin(name: str, value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/"):
+    parts = _url(name, value)
+    if parts.path.strip("/"):
         raise WrongSetting(name, f"{value!r} is not an origin such as https://app.example.com")
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _origins(env: Env, name: str) -> list[str]:
+def _url(name: str, value: str) -> SplitResult:
+    """An http(s) URL of a plain host, perhaps a port and a path: links and headers are built on it."""
+    wrong = WrongSetting(name, f"{value!r} is not an address such as https://switchboard.example.com")
+    try:
+        parts = urlsplit(value)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        raise wrong from None
+    plain = _NETLOC.fullmatch(parts.netloc) and not parts.query and not parts.fragment
+    if parts.scheme not in ("http", "https") or not plain or not port_fits:
+        raise wrong
+    return parts
+
+
+def _names(env: Env, name: str) -> list[str]:
+    """A comma separated list without its empty items."""
     values: list[str] = env.list(name, [])
-    return [_origin(name, value) for value in values]
+    return [value.strip() for value in values if value.strip()]
+
+
+def _origins(env: Env, name: str) -> list[str]:
+    return [_origin(name, value) for value in _names(env, name)]
+
+
+def _is_redis(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        port_fits = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port_fits
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
@@ -114,10 +149,12 @@ def read(environ: dict[str, str] | None = None) -> Knobs:
 
 def _read(env: Env) -> Knobs:
     debug = env.bool("DEBUG", False)
-    host = env.str("HOST", "127.0.0.1")
+    host = env.str("HOST", "") or "127.0.0.1"
+    if not _HOST.fullmatch(host):
+        raise WrongSetting("HOST", f"{host!r} is not a host name or an address")
     port = env.int("PORT", 8000)
     _between("PORT", port, 1, 65535)
-    data_dir = Path(env.str("DATA_DIR", str(BASE_DIR / "var"))).expanduser().absolute()
+    data_dir = Path(env.str("DATA_DIR", "") or BASE_DIR / "var").expanduser().absolute()
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -135,28 +172,30 @@ def _read(env: Env) -> Knobs:
     if "sqlite" not in str(database["ENGINE"]) and "postgresql" not in str(database["ENGINE"]):
         raise WrongSetting("DATABASE_URL", "only PostgreSQL and SQLite are supported")
 
+    if not database.get("NAME"):
+        raise WrongSetting("DATABASE_URL", "it names no database: use postgres://user:password@host/name")
+
     redis_url = env.str("REDIS_URL", "")
-    if redis_url and urlsplit(redis_url).scheme not in ("redis", "rediss", "unix"):
+    if redis_url and not _is_redis(redis_url):
         raise WrongSetting("REDIS_URL", "use redis://host:port/0")
 
     shown_host = f"[{host}]" if ":" in host else host
     base_url = env.str("BASE_URL", "").rstrip("/") or f"http://{shown_host}:{port}"
-    if urlsplit(base_url).scheme not in ("http", "https") or not urlsplit(base_url).netloc:
-        raise WrongSetting("BASE_URL", f"{base_url!r} is not a URL such as https://switchboard.example.com")
-    allowed_hosts: list[str] = env.list("ALLOWED_HOSTS", [])
+    _url("BASE_URL", base_url)
+    allowed_hosts = _names(env, "ALLOWED_HOSTS")
     if not allowed_hosts:
         named = urlsplit(base_url).hostname or host
         allowed_hosts = sorted(
             {"localhost", "127.0.0.1", "[::1]", host, f"[{named}]" if ":" in named else named}
         )
-    trusted_proxies: list[str] = env.list("TRUSTED_PROXIES", [])
+    trusted_proxies = _names(env, "TRUSTED_PROXIES")
     for proxy in trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise WrongSetting("TRUSTED_PROXIES", f"{proxy!r} is not an address or network") from error
 
-    encryption_keys: list[str] = env.list("ENCRYPTION_KEYS", [])
+    encryption_keys = _names(env, "ENCRYPTION_KEYS")
     if not encryption_keys:
         encryption_keys = _secret_file(data_dir / "encryption.key", Fernet.generate_key()).split()
     for key in encryption_keys:

@@ -3,20 +3,30 @@
 Daphne's ``send`` never waits: what a client does not read piles up in the transport (a client that read nothing made it hold all
 of 256 MiB). Here a stream registers itself as a push producer with its connection, and ``send`` waits while the transport is full.
 On SIGTERM Daphne cancels its applications at once; here the open streams are ended first.
+
+Daphne also hands a request to its application only when the whole body is there, and holds all of it until then. Here a body over
+``settings.MAX_BODY_BYTES`` is refused by the connection itself: from its declared length, or while its chunks arrive.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 from typing import Any
 
+# isort: off
+# Daphne's server comes first: it installs the reactor.
 from daphne.server import Server as DaphneServer
+from daphne.http_protocol import HTTPFactory, WebRequest
+
+# isort: on
 from django.conf import settings
 from twisted.internet import defer, reactor
 from twisted.internet.interfaces import IPushProducer
+from twisted.web.http import HTTPChannel
 from zope.interface import implementer
 
 # First: it sets Django up, and the rooms below need that.
@@ -31,6 +41,8 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 5
 #: How long a stopping server waits for the last frames to leave, after its streams have ended.
 LAST_FLUSH_SECONDS = 1.0
+#: How long a client whose body was refused may go on sending, unheard, before the connection is cut.
+LINGER_SECONDS = 5
 
 
 @implementer(IPushProducer)
@@ -59,13 +71,122 @@ class Gate:
         await self._open.wait()
 
 
+class Channel(HTTPChannel):
+    """A connection that can refuse the body it is about to read, or is reading."""
+
+    _refused = False
+
+    def refuse(self) -> None:
+        """Answer 413 and hear nothing more of this client.
+
+        A socket that is closed while bytes arrive resets the connection, and the client may lose the answer it was sent. So only
+        the own side is closed, and what still arrives is thrown away until the client closes too, or its time is over.
+        """
+        self._refused = True
+        self.persistent = False
+        self.setTimeout(None)
+        # connectionLost cancels it.
+        self._abortingCall = self.callLater(LINGER_SECONDS, self.forceAbortClient)
+        # Answers to earlier requests that were not read yet may have paused the reading, and would hold the end back.
+        self._networkProducer.unregisterProducer()
+        self._networkProducer.resumeProducing()
+        self.transport.write(_too_large())
+        self.transport.loseWriteConnection()
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 (Twisted's name)
+        if not self._refused:
+            super().dataReceived(data)
+
+    def rawDataReceived(self, data: bytes) -> None:  # noqa: N802
+        if not self._refused:
+            super().rawDataReceived(data)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802
+        # The rest of what was just read may still be decoded. It is answered already.
+        if not self._refused:
+            super()._respondToBadRequestAndDisconnect()
+
+
+class Request(WebRequest):
+    """A request with a body of at most ``settings.MAX_BODY_BYTES``. The channel calls these methods, in this order.
+
+    Its channel takes up pipelined requests one after the other, so whatever is refused is the next to be answered.
+    """
+
+    _received = 0
+    _refused = False
+
+    def gotLength(self, length: int | None) -> None:  # noqa: N802
+        if length is None or length <= settings.MAX_BODY_BYTES:
+            super().gotLength(length)
+            return
+        super().gotLength(0)
+        # Or the channel says "100 Continue" next.
+        self.requestHeaders.removeHeader(b"Expect")
+        self._refuse()
+
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
+        if self._refused:
+            return
+        self._received += len(data)
+        if self._received <= settings.MAX_BODY_BYTES:
+            super().handleContentChunk(data)
+            return
+        self._refuse()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802
+        if not self._refused:
+            super().requestReceived(command, path, version)
+
+    def _refuse(self) -> None:
+        self._refused = True
+        self.content.close()
+        self.channel.refuse()
+
+
+class Factory(HTTPFactory):
+    """Makes the connections above. They speak plain HTTP/1.1: Twisted's own would also look for HTTP/2, which needs TLS."""
+
+    protocol = Channel
+
+    def buildProtocol(self, addr: Any) -> Any:  # noqa: N802
+        channel = super().buildProtocol(addr)
+        channel.requestFactory = Request
+        return channel
+
+
+def _too_large() -> bytes:
+    """As ``project.middleware.body_limit`` says it; under Daphne nothing of Django runs before the body is complete."""
+    message = f"A body can have at most {settings.MAX_BODY_BYTES} bytes."
+    body = json.dumps({"code": "payload_too_large", "message": message}).encode()
+    head = (
+        "HTTP/1.1 413 Request Entity Too Large\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "X-Content-Type-Options: nosniff\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 class Server(DaphneServer):
-    """Daphne's server with back-pressure for event streams, and an orderly end."""
+    """Daphne's server with back-pressure for event streams, a limit for bodies, and an orderly end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Transports of streams that ended because the server stops.
         self._closing: set[Any] = set()
+
+    # Daphne's run() does everything from making its factory to running the reactor, and has no hook. It keeps the factory in this
+    # attribute and listens with what it finds there, so the attribute is where another one gets in: nothing is copied from run(),
+    # and nothing in Daphne's modules is replaced for other servers of the process.
+    @property
+    def http_factory(self) -> Factory:
+        return self._http_factory
+
+    @http_factory.setter
+    def http_factory(self, _: HTTPFactory) -> None:
+        self._http_factory = Factory(self)
 
     async def handle_reply(self, protocol: Any, message: dict[str, Any]) -> None:
         details = self.connections.get(protocol)

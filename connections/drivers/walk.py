@@ -474,6 +474,9 @@ class Walk:
             way = _way_of(answer, seen.reading.ways) if answer is not None else None
             if way is not None:
                 return await self._take(seen, way)
+            if answer is not None:
+                # The way is no longer offered: show again what is.
+                shown = None
             try:
                 now = await self._browser.open(
                     seen.page.refresh[1] if seen.page.refresh else seen.page.url, poll=True

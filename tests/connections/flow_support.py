@@ -193,11 +193,20 @@ class Story:
         )
 
     def external(
-        self, fields: list[Json] | None = None, message: str = "Press 47 on your phone."
+        self,
+        fields: list[Json] | None = None,
+        message: str = "Press 47 on your phone.",
+        choices: list[Json] | None = None,
     ) -> LoginFlow:
         return transitions.await_external_action(
-            hold=self.holding(), message=message, fields=fields or [], choices=[], now=self.now
+            hold=self.holding(), message=message, fields=fields or [], choices=choices or [], now=self.now
         )
+
+    def taken(self) -> Story:
+        """What was submitted is with the driver, if anything was: only then does it tell of something new."""
+        if self.hold is not None and self.flow().step == FlowStep.SUBMITTING:
+            transitions.take_submission(hold=self.hold, now=self.now)
+        return self
 
     def human(self) -> LoginFlow:
         return transitions.await_human(

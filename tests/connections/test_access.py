@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.utils import timezone
 
 from connections import access, registry
@@ -83,3 +83,24 @@ def test_the_system_sees_everything_under_its_own_name(owner: User) -> None:
     system = access.of_system("reconciler")
     assert system.name == "reconciler"
     assert operable(system, ROWS, story.id).pk == story.id
+
+
+def test_the_permission_of_one_team_does_not_reach_into_another(owner: User, colleague: User) -> None:
+    # The colleague may act in the team; in another group, which does not allow it, they only look.
+    onlookers = Group.objects.create(name="onlookers")
+    neighbour = User.objects.create_user("neighbour")
+    neighbour.groups.add(onlookers)
+    colleague.groups.add(onlookers)
+    found = access.of_user(User.objects.get(pk=colleague.pk))
+    assert found.audiences == {owner.pk, colleague.pk, neighbour.pk}
+    assert found.operates == {owner.pk, colleague.pk}
+    assert not found.may_operate(neighbour.pk)
+
+
+def test_a_permission_given_to_the_user_holds_in_every_team(owner: User, stranger: User) -> None:
+    group = Group.objects.create(name="any")
+    for user in (owner, stranger):
+        user.groups.add(group)
+    assert access.of_user(User.objects.get(pk=stranger.pk)).operates == {stranger.pk}
+    stranger.user_permissions.add(Permission.objects.get(codename="operate_managedauthconnection"))
+    assert access.of_user(User.objects.get(pk=stranger.pk)).operates == {owner.pk, stranger.pk}

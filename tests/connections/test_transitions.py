@@ -606,10 +606,10 @@ def test_success_is_one_transaction_with_the_profile_and_the_status(story: Story
     assert vault.unseal(row.credential.values) == {"username": "alice", "password": "pw"}
     assert row.credential.value_keys == ["password", "username"]
     assert told(mark) == ["flow.state", "task.status", "connection.updated", "connection.status"]
-    assert events(mark)[2].data["previous_status"] == "NEEDS_AUTH"
+    assert events(mark)[3].data["previous_status"] == "NEEDS_AUTH"
 
 
-@pytest.mark.parametrize("dies_at", ["flow.state", "task.status", "connection.status"])
+@pytest.mark.parametrize("dies_at", ["flow.state", "task.status", "connection.updated", "connection.status"])
 def test_a_success_that_cannot_be_told_has_not_happened(
     dies_at: str, story: Story, broken_log: Callable[[str], None]
 ) -> None:
@@ -981,3 +981,46 @@ def test_each_reason_of_can_reauth_is_reached(
     assert row.can_reauth() == expected
     shown = payloads.connection_fields(row)
     assert (shown["can_reauth"], shown["can_reauth_reason"]) == expected
+
+
+CODE_INSTEAD = [{"id": "code", "type": "mfa_method", "label": "Use a code instead", "mfa_type": "sms"}]
+
+
+def test_A28_an_answer_that_nobody_took_is_never_given_to_the_next_question(owner: User) -> None:
+    # The site moved on by itself at the very moment in which somebody chose another way.
+    story = Story.of(owner)
+    story.start()
+    hold = story.claim()
+    story.external(message="Approve on your phone", choices=CODE_INSTEAD)
+    story.submit(choice_id="code", interaction_id=story.flow().interaction_id)
+    transitions.await_input(hold=hold, fields=FIELDS, choices=[], now=story.now)
+    assert story.flow().step == FlowStep.AWAITING_INPUT
+    assert transitions.take_submission(hold=hold, now=story.now) is None
+
+
+def test_A46_a_choice_made_during_a_poll_is_kept_for_the_driver(owner: User) -> None:
+    story = Story.of(owner)
+    story.start()
+    hold = story.claim()
+    story.external(message="Approve on your phone", choices=CODE_INSTEAD)
+    story.submit(choice_id="code", interaction_id=story.flow().interaction_id)
+    story.external(message="Another text", choices=CODE_INSTEAD)
+    assert story.flow().step == FlowStep.SUBMITTING
+    taken = transitions.take_submission(hold=hold, now=story.now)
+    assert taken is not None
+    assert taken.choice_id == "code"
+
+
+def test_A05_a_countdown_in_the_text_is_no_change_and_a_new_number_keeps_the_question(owner: User) -> None:
+    story = Story.of(owner)
+    story.start()
+    story.claim()
+    story.external(message="Tap 47. The request expires in 58 seconds", choices=CODE_INSTEAD)
+    before = story.flow()
+    story.external(message="Tap 47. The request expires in 56 seconds", choices=CODE_INSTEAD)
+    assert story.flow().version == before.version
+    story.external(message="Tap 82. The request expires in 54 seconds", choices=CODE_INSTEAD)
+    after = story.flow()
+    assert after.external_action_message.startswith("Tap 82")
+    assert after.version > before.version
+    assert after.interaction_id == before.interaction_id

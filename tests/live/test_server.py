@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -216,6 +217,126 @@ def test_C12_a_reader_that_takes_nothing_costs_bounded_memory_delays_nobody_and_
         status, _, _ = call(running, "GET", f"/auth/connections/{created['id']}")
         assert status == 200
     assert "Traceback" not in running.log("server"), running.log("server")
+
+
+# ── Bodies that are too large: refused by the connection, before there is a request for Django ──
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def head_of(running: Running, *headers: str, method: str = "POST", path: str = "/auth/connections") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {urlsplit(running.url).netloc}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def dial(running: Running) -> socket.socket:
+    parts = urlsplit(running.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Everything until the server closes its side."""
+    raw = b""
+    while part := client.recv(65536):
+        raw += part
+    return raw
+
+
+def limit_of(running: Running) -> int:
+    return int(running.env.get("MAX_BODY_BYTES", 262_144))
+
+
+def assert_refused(running: Running, raw: bytes) -> None:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 "), raw[:200]
+    assert b"connection: close" in head.lower()
+    message = f"A body can have at most {limit_of(running)} bytes."
+    assert json.loads(body) == {"code": "payload_too_large", "message": message}
+
+
+@pytest.mark.parametrize("more", [[], ["Expect: 100-continue"]])
+def test_a_declared_length_over_the_limit_is_413_before_any_of_the_body(
+    running: Running, more: list[str]
+) -> None:
+    with dial(running) as client:
+        started = time.monotonic()
+        client.sendall(head_of(running, "Content-Length: 300000000", *more))
+        assert_refused(running, read_all(client))
+        assert time.monotonic() - started < 2
+
+
+def chunk(body: bytes) -> bytes:
+    return f"{len(body):x}\r\n".encode() + body + b"\r\n"
+
+
+@pytest.mark.parametrize("framing", [CHUNKED, "Content-Length: 20971520"])
+def test_a_body_over_the_limit_costs_no_memory_and_its_sender_gets_the_answer(
+    running: Running, framing: str
+) -> None:
+    pid = pid_of(running)
+    call(running, "GET", "/auth/connections")
+    before, peak, watching = rss_of(pid), [0], threading.Event()
+
+    def watch() -> None:
+        while not watching.wait(0.01):
+            peak[0] = max(peak[0], rss_of(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    part = b"x" * MIB
+    try:
+        with dial(running) as client:
+            client.sendall(head_of(running, framing))
+            for _ in range(20):
+                # It does not look for an answer before it has sent everything.
+                client.sendall(chunk(part) if framing == CHUNKED else part)
+            assert_refused(running, read_all(client))
+    finally:
+        watching.set()
+        watcher.join()
+    assert max(peak[0], rss_of(pid)) - before < 10 * MIB, f"{(peak[0] - before) / MIB:.0f} MiB"
+    assert call(running, "GET", "/auth/connections")[0] == 200
+
+
+def test_what_follows_a_refused_body_is_no_request_and_no_second_answer(running: Running) -> None:
+    too_much = chunk(b"x" * (limit_of(running) + 1))
+    again = head_of(running, method="GET", path="/api/events")
+    for rest in (b"0\r\n\r\n" + again, b"no chunk at all\r\n"):
+        with dial(running) as client:
+            client.sendall(head_of(running, CHUNKED) + too_much + rest)
+            assert_refused(running, read_all(client))
+    assert "Traceback" not in running.log("server"), running.log("server")
+
+
+def test_answers_before_a_refused_body_come_in_order(running: Running) -> None:
+    ordinary = head_of(
+        running,
+        f"Authorization: Bearer {running.api_key}",
+        "Content-Type: application/json",
+        CHUNKED,
+        path="/profiles",
+    )
+    with dial(running) as client:
+        # A body of exactly the limit is Django's: no JSON.
+        client.sendall(ordinary + chunk(b"x" * limit_of(running)) + b"0\r\n\r\n")
+        client.sendall(ordinary + chunk(b"x") + b"0\r\n\r\n")
+        client.sendall(head_of(running, "Content-Length: 300000000"))
+        raw = read_all(client)
+    assert raw.count(b"HTTP/1.1 ") == 3
+    assert raw.count(b"HTTP/1.1 400 ") == 2
+    assert_refused(running, raw[raw.rindex(b"HTTP/1.1 ") :])
+
+
+def test_a_client_that_sends_on_after_its_refusal_is_cut_off(running: Running) -> None:
+    with dial(running) as client:
+        client.sendall(head_of(running, CHUNKED) + chunk(b"x" * (limit_of(running) + 1)))
+        assert_refused(running, read_all(client))
+        started = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - started < 15:
+                client.sendall(chunk(b"x" * 1024))
+                time.sleep(0.05)
+        assert time.monotonic() - started < 7
 
 
 # ── Server.handle_reply by itself ──

@@ -20,7 +20,7 @@ def read(tmp_path: Path, **values: str) -> env.Knobs:
 def names_in_code() -> set[str]:
     """The knobs that project/env.py reads."""
     code = (ROOT / "project/env.py").read_text(encoding="utf-8")
-    return set(re.findall(r'(?:env\.(?:str|int|float|bool|list)\(|_origins\(env,)\s*"([A-Z_]+)"', code))
+    return set(re.findall(r'(?:env\.(?:str|int|float|bool|list)\(|_(?:origins|names)\(env,)\s*"([A-Z_]+)"', code))
 
 
 def table_of_readme() -> dict[str, str]:
@@ -101,6 +101,16 @@ def test_two_installations_have_different_keys(tmp_path: Path) -> None:
         ("HEARTBEAT_SECONDS", "16"),
         ("POLL_SECONDS", "2"),
         ("LOG_LEVEL", "LOUD"),
+        ("HOST", "not a host"),
+        ("RETURN_URLS", "https://a.example:99999"),
+        ("RETURN_URLS", "https://a.example?x=1"),
+        ("FRAME_ANCESTORS", "https://a.example;x"),
+        ("BASE_URL", "http://host:abc"),
+        ("BASE_URL", "https://switchboard.example.com/y?z"),
+        ("BASE_URL", "https://user@switchboard.example.com"),
+        ("DATABASE_URL", "postgres://"),
+        ("REDIS_URL", "redis://h:abc"),
+        ("REDIS_URL", "redis://"),
     ],
 )
 def test_a_wrong_value_ends_the_start_with_the_name_of_the_knob(
@@ -109,6 +119,17 @@ def test_a_wrong_value_ends_the_start_with_the_name_of_the_knob(
     with pytest.raises(SystemExit) as ended:
         read(tmp_path, **{name: value})
     assert str(ended.value).startswith(f"switchboard: {name}: ")
+
+
+def test_an_empty_value_is_the_default_and_never_all_interfaces(tmp_path: Path) -> None:
+    knobs = read(tmp_path, HOST="", ALLOWED_HOSTS=",")
+    assert knobs.host == "127.0.0.1"
+    assert "" not in knobs.allowed_hosts
+
+
+def test_an_empty_data_dir_is_the_default_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(env, "BASE_DIR", tmp_path)
+    assert env.read({"DATA_DIR": ""}).data_dir == tmp_path / "var"
 
 
 def test_a_data_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
