@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import ipaddress
 import time
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
@@ -17,6 +18,7 @@ from django.utils import timezone
 
 from connections import fragments, handoff, hosted, payloads, transitions
 from connections.access import NotFound, Principal, of_request_user, visible
+from connections.addresses import client_address
 from connections.authentication import principal_of_bearer
 from connections.errors import ApiError
 from connections.models import LoginFlow, ManagedAuthConnection
@@ -56,8 +58,7 @@ def caller(scope: Any, *, now: dt.datetime) -> Principal:
     headers = headers_of(scope)
     try:
         if "authorization" in headers:
-            address = scope["client"][0] if scope.get("client") else ""
-            return principal_of_bearer(headers["authorization"], now=now, address=address)
+            return principal_of_bearer(headers["authorization"], now=now, address=_address_of(scope))
     except ApiError as error:
         raise Refused(error.status, error.code, error.message, headers=error.headers) from error
     principal = session_principal(headers)
@@ -66,6 +67,14 @@ def caller(scope: Any, *, now: dt.datetime) -> Principal:
             401, "unauthorized", "Sign in, or send an API key.", headers={"WWW-Authenticate": "Bearer"}
         )
     return principal
+
+
+def _address_of(scope: Any) -> str:
+    """The client's address; streams do not pass ``project.middleware.trusted_proxy``."""
+    peer = scope["client"][0] if scope.get("client") else ""
+    hops = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-forwarded-for"]
+    networks = [ipaddress.ip_network(proxy) for proxy in settings.TRUSTED_PROXIES]
+    return client_address(peer, ",".join(hops), networks)
 
 
 def cursor_of(scope: Any, parameter: str) -> int | None:

@@ -229,11 +229,11 @@ def json_response(error: ApiError) -> JsonResponse:
 # ── Django's own handlers (project/urls.py names them): JSON under the API's paths, a page elsewhere ─────────────
 
 
-def _answer(request: HttpRequest, error: ApiError) -> HttpResponse:
+def _answer(request: HttpRequest, error: ApiError, template: str | None = None) -> HttpResponse:
     if API_PATH.match(request.path):
         return json_response(error)
     try:
-        page = render_to_string(f"{error.status}.html", {"error": error}, request)
+        page = render_to_string(template or f"{error.status}.html", {"error": error}, request)
     except TemplateDoesNotExist:
         return HttpResponse(
             f"{error.message}\n", status=error.status, content_type="text/plain; charset=utf-8"
@@ -249,6 +249,12 @@ def bad_request(request: HttpRequest, exception: BaseException | None = None) ->
 def permission_denied(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:
     """Not allowed."""
     return _answer(request, ApiError(403, *_OF_STATUS[403]))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """A form without the token of its page (``CSRF_FAILURE_VIEW``). Django has logged the reason."""
+    message = "This form was sent without the token of its page. Load the page again."
+    return _answer(request, ApiError(403, "forbidden", message), "403_csrf.html")
 
 
 def not_found(request: HttpRequest, exception: BaseException | None = None) -> HttpResponse:

@@ -50,6 +50,17 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _no_repeats(pairs: list[tuple[str, Any]]) -> Json:
+    """Which of two equal keys counts differs from one reader to the next, so neither does."""
+    found: Json = {}
+    for key, value in pairs:
+        if key in found:
+            # As repr() has it: half a surrogate pair could not be sent.
+            raise _invalid_json(f"The key {key[:80]!r} stands twice in one object.")
+        found[key] = value
+    return found
+
+
 def read_body(stream: IO[bytes] | Any) -> bytes:
     """The body, however it is framed.
 
@@ -63,12 +74,14 @@ def read_body(stream: IO[bytes] | Any) -> bytes:
 
 
 def decode(raw: bytes) -> Any:
-    """JSON as RFC 8259 has it: UTF-8, no NaN, bounded depth, and no text that a database cannot keep.
+    """JSON as RFC 8259 has it: UTF-8, no NaN, no key twice, bounded depth, and no text that a database cannot keep.
 
     :raises ApiError: 400 ``invalid_json``.
     """
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+        value = json.loads(
+            raw.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_no_repeats
+        )
     except RecursionError:
         raise _invalid_json("The body is nested too deeply.") from None
     except ValueError:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from connections.addresses import client_address, within
+
 Handler = Callable[[HttpRequest], HttpResponse]
 
 #: Pages may load what this server serves, and nothing else. Trusted Types: text becomes HTML only through our two policies.
@@ -83,24 +85,11 @@ def trusted_proxy(get_response: Handler) -> Handler:
 
     def middleware(request: HttpRequest) -> HttpResponse:
         peer = request.META.get("REMOTE_ADDR") or ""
-        if networks and _within(peer, networks):
-            hops = [
-                hop.strip() for hop in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",") if hop.strip()
-            ]
-            # The last hop that is no proxy of ours is the client: what stands before it the client may have made up.
-            outside = [hop for hop in hops if not _within(hop, networks)]
-            if outside:
-                request.META["REMOTE_ADDR"] = outside[-1]
+        if within(peer, networks):
+            forwarded_for = request.META.get("HTTP_X_FORWARDED_FOR", "")
+            request.META["REMOTE_ADDR"] = client_address(peer, forwarded_for, networks)
             if request.META.get("HTTP_X_FORWARDED_PROTO") == "https":
                 request.META["wsgi.url_scheme"] = "https"
         return get_response(request)
 
     return middleware
-
-
-def _within(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in networks)

@@ -74,6 +74,10 @@ class Gate:
 class Channel(HTTPChannel):
     """A connection that can refuse the body it is about to read, or is reading."""
 
+    # Twisted's own types name interfaces that say less than what is there.
+    transport: Any
+    _networkProducer: Any  # noqa: N815
+
     _refused = False
 
     def refuse(self) -> None:

@@ -37,10 +37,18 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 #: Not public, although ``ipaddress`` of some Python versions says so, or public but never a web site:
 #: RFC 6890 (192.0.0.0/24), RFC 7526 (192.88.99.0/24), RFC 8215 (64:ff9b:1::/48), RFC 4291 (IPv4-compatible),
+#: RFC 9637 (3fff::/20, documentation),
 #: and the metadata service of Azure, which lives on a public address.
 _NEVER = tuple(
     ipaddress.ip_network(block)
-    for block in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "64:ff9b:1::/48", "::/96")
+    for block in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "168.63.129.16/32",
+        "64:ff9b:1::/48",
+        "::/96",
+        "3fff::/20",
+    )
 )
 #: Metadata services hand out the credentials of the machine: never, not even where private addresses are
 #: allowed.

@@ -46,7 +46,21 @@ _CODE_KINDS = {"sms": "sms_code", "call": "sms_code", "email": "email_code", "to
 
 async def _db(work: Callable[..., T], /, **arguments: Any) -> T:
     """A verb in a thread. It is finished even when the caller is cancelled: a transaction is never left half done."""
-    return await asyncio.shield(database_sync_to_async(work, thread_sensitive=False)(**arguments))
+    inner = asyncio.ensure_future(database_sync_to_async(work, thread_sensitive=False)(**arguments))
+    try:
+        # wait() and not shield(): it leaves the future alone as well, and keeps quiet about what nobody awaits any more.
+        await asyncio.wait({inner})
+    except asyncio.CancelledError:
+        inner.add_done_callback(_after_cancelled)
+        raise
+    return inner.result()
+
+
+def _after_cancelled(inner: asyncio.Future[Any]) -> None:
+    """The end of a verb whose caller was cancelled: an error is read here, or asyncio would complain that nobody did."""
+    error = None if inner.cancelled() else inner.exception()
+    if error is not None and not isinstance(error, (LeaseLost, FlowOver)):
+        _log_without_values("a verb whose caller was cancelled", error)
 
 
 def _json(item: Field | Choice) -> dict[str, Any]:
@@ -205,7 +219,7 @@ async def run_login(hold: Hold, bell: asyncio.Event, driver: Driver) -> None:
         # The database is away or locked: the lease runs out by itself, and the login starts again (worker.py).
         raise
     except Exception as error:  # noqa: BLE001 (logged, and told: a flow never hangs because of a fault of ours)
-        _log_without_values(hold, error)
+        _log_without_values(f"task {hold.task_id}", error)
         await _fail(hold, "internal_error", "Something went wrong inside Switchboard while logging in.", "")
 
 
@@ -237,13 +251,13 @@ async def run_check(hold: Hold, driver: Driver) -> None:
     except DriverFailed as failure:
         reason = failure.message
     except Exception as error:  # noqa: BLE001 (logged, and recorded as inconclusive)
-        _log_without_values(hold, error)
+        _log_without_values(f"task {hold.task_id}", error)
         reason = "The check broke."
     with contextlib.suppress(LeaseLost):
         await _db(transitions.record_check, hold=hold, signed_in=signed_in, reason=reason, now=timezone.now())
 
 
-def _log_without_values(hold: Hold, error: Exception) -> None:
+def _log_without_values(what: str, error: BaseException) -> None:
     """Where it broke and what kind of error it was. Its text is left out: it may quote what somebody typed."""
     where = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("task %s broke with %s\n%s", hold.task_id, type(error).__name__, where)
+    logger.error("%s broke with %s\n%s", what, type(error).__name__, where)

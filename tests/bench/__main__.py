@@ -25,7 +25,9 @@ import django
 
 django.setup()
 
-from tests.conftest import Running, run_switchboard, until
+from playwright.sync_api import sync_playwright
+
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, Running, run_switchboard, until
 from tests.live.streaming import Stream, call, connect, events, login, managed, pid_of, rss_of, threads_of
 from tests.sites.app import PASSWORD, USERNAME, Site
 
@@ -107,6 +109,50 @@ def logins(running: Running, site: TimedSite, count: int) -> dict[str, list[floa
             measured["beside_site"].append(end - accepted - at_site)
             measured["submitting"].append(max(0.0, shown - accepted))
     return measured
+
+
+#: Notes in the page when the submission was answered and when the page shows the end. Wall clock, milliseconds.
+_WATCH = """
+const clock = () => performance.timeOrigin + performance.now();
+const ask = window.fetch.bind(window);
+window.fetch = async (...words) => {
+  // The result may be on the page before the 202 is: then the time counts from the request.
+  const submits = String(words[0]).endsWith("/submit");
+  if (submits) window.acceptedAt = clock();
+  const answer = await ask(...words);
+  if (submits && !window.shownAt) window.acceptedAt = clock();
+  return answer;
+};
+new MutationObserver(() => {
+  const title = document.getElementById("card-title");
+  if (!window.shownAt && title && title.textContent.includes("You are signed in")) window.shownAt = clock();
+}).observe(document, {childList: true, subtree: true, characterData: true});
+"""
+
+
+def in_browser(running: Running, site: TimedSite, count: int) -> list[float]:
+    """The same on the hosted page in Chromium: from the 202 to the next card in the document, beside the site's answers."""
+    beside: list[float] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        for _ in range(count):
+            connection = connect(running, site.domain, login_url=site.url("/simple/login"))
+            started = login(running, connection)
+            page = browser.new_page()
+            page.add_init_script(_WATCH)
+            page.goto(started["hosted_url"])
+            page.get_by_role("button", name="Continue").click()
+            page.locator("input[autocomplete=username]").fill(USERNAME)
+            page.locator("input[type=password]").fill(PASSWORD)
+            page.get_by_role("button", name="Continue").click()
+            page.get_by_role("heading", name="You are signed in").wait_for()
+            accepted, shown = page.evaluate("[window.acceptedAt, window.shownAt]")
+            offset = time.monotonic() - time.time()
+            at_site = site.busy_between(accepted / 1000 + offset, shown / 1000 + offset)
+            beside.append(max(0.0, (shown - accepted) / 1000 - at_site))
+            page.close()
+        browser.close()
+    return beside
 
 
 def worker_to_stream(running: Running, site: TimedSite, count: int) -> list[float]:
@@ -195,6 +241,7 @@ def main() -> None:
     ):
         logins(running, site, 2)  # warm
         measured = logins(running, site, chosen.logins)
+        seen = in_browser(running, site, chosen.logins) if Path(CHROMIUM).exists() else []
         late = worker_to_stream(running, site, chosen.logins)
         held = many_streams(running, chosen.streams, chosen.changes)
     result = {
@@ -205,6 +252,7 @@ def main() -> None:
             "system": platform.system(),
         },
         "login": {name: summary(values) for name, values in measured.items()},
+        "in_browser": summary(seen) if seen else None,
         "worker_to_stream": summary(late),
         "many_streams": held,
     }
@@ -214,12 +262,16 @@ def main() -> None:
         ("202 → result on the stream, in all", result["login"]["total"]),
         ("  of this the site's own answers", result["login"]["site"]),
         ("  beside the site's answers (target < 300)", result["login"]["beside_site"]),
+        ("  the same in Chromium (target < 300)", result["in_browser"]),
         ("202 → SUBMITTING on the stream", result["login"]["submitting"]),
         ("worker's verb → event on a stream", late and result["worker_to_stream"]),
         (f"API's answer → event on {held['streams']} streams", held["after_the_answer"]),
     ]
     print(f"{'milliseconds':<46}{'median':>9}{'p95':>9}{'max':>9}{'n':>7}")
     for name, row in rows:
+        if row is None:
+            print(f"{name:<46}  Chromium is not installed")
+            continue
         print(f"{name:<46}{row['median_ms']:>9}{row['p95_ms']:>9}{row['max_ms']:>9}{row['count']:>7}")
     print(
         f"{held['streams']} idle streams: {held['kib_per_stream']} KiB each, {held['threads_more']} threads more"

@@ -110,9 +110,26 @@ def test_a_body_that_is_no_object_is_400(api, body):
     error_of(raw(api, "/auth/connections", body), 400, "invalid_request")
 
 
-def test_of_a_repeated_key_the_last_counts_and_a_byte_order_mark_is_skipped(api):
-    body = b'\xef\xbb\xbf{"domain": "a.com", "domain": "b.com", "profile_name": "p"}'
+def test_a_byte_order_mark_is_skipped(api):
+    body = b'\xef\xbb\xbf{"domain": "b.com", "profile_name": "p"}'
     assert raw(api, "/auth/connections", body).json()["domain"] == "b.com"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b'{"domain": "a.com", "domain": "b.com", "profile_name": "p"}', "'domain'"),
+        (b'{"domain": "a.com", "profile_name": "p", "browser": {"a": 1, "\\u0061": 2}}', "'a'"),
+        (b'{"\\ud800": 1, "\\ud800": 2}', "ud800"),
+        (b'{"%(key)s": 1, "%(key)s": 2}' % {b"key": b"k" * 500}, "k" * 80 + "'"),
+    ],
+    ids=["top", "nested", "surrogate", "long"],
+)
+def test_a_key_that_stands_twice_is_refused_by_name(api, body, named):
+    error = error_of(raw(api, "/auth/connections", body), 400, "invalid_json")
+    assert named in error["message"]
+    assert len(error["message"]) < 150
+    assert not ManagedAuthConnection.objects.exists()
 
 
 @pytest.mark.parametrize(

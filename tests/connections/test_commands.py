@@ -145,6 +145,9 @@ def test_connect_refuses_what_the_api_refuses_and_names_the_field(run: Run, admi
         run("connect", "not a host", "--profile", "me")
     with pytest.raises(CommandError, match="login_url"):
         run("connect", "site.example", "--profile", "me", "--login-url", "ftp://site.example")
+    with pytest.raises(CommandError) as refused:
+        run("connect", "bad/host", "--profile", "me")
+    assert str(refused.value).count("Use a host name") == 1
 
 
 def test_connect_says_which_connection_exists_already(run: Run, connection: ManagedAuthConnection) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from connections import fragments, tasks, transitions
+from connections import errors, fragments, tasks, transitions
 from connections.access import Principal, of_user
 from connections.models import LoginFlow, ManagedAuthConnection, Submission
 from connections.states import FlowStatus, FlowStep
@@ -508,6 +508,20 @@ def test_a_form_without_a_token_is_refused(owner: User, principal: Principal) ->
     assert token is not None
     answer = strict.post(f"/connections/{connection.id}/cancel", **SCRIPT, HTTP_X_CSRFTOKEN=token.group(1))
     assert answer.status_code == 200
+
+
+def test_a_sign_in_without_its_token_gets_a_page_of_ours_and_json_under_the_api(client: Client) -> None:
+    strict = Client(enforce_csrf_checks=True)
+    answer = strict.post("/signin", {"username": "a", "password": "b"})
+    assert answer.status_code == 403
+    assert "This form could not be accepted" in answer.content.decode()
+    assert "style=" not in answer.content.decode()
+    told = errors.csrf_failure(RequestFactory().post("/auth/connections"), reason="no cookie")
+    assert (told.status_code, json.loads(told.content)["code"]) == (403, "forbidden")
+
+
+def test_no_page_may_be_framed(client: Client) -> None:
+    assert client.get("/signin").headers["X-Frame-Options"] == "DENY"
 
 
 def test_the_link_for_somebody_else_is_fresh_and_shown_to_the_asker_alone(

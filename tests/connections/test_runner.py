@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -298,3 +300,39 @@ def test_the_check_of_a_deleted_connection_ends_in_silence(owner: User) -> None:
     transitions.delete_connection(connection_id=story.id, actor=story.actor, now=story.now)
     asyncio.run(runner.run_check(hold, Scripted(seen=True)))
     assert not HealthCheck.objects.exists()
+
+
+# ── A caller that is cancelled ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("error", "logged"), [(LeaseLost("ma_1"), False), (ValueError(SECRET), True), (None, False)]
+)
+def test_a_verb_whose_caller_is_cancelled_is_finished_and_its_error_is_read(
+    error: Exception | None, logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def verb() -> None:
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+        if error is not None:
+            raise error
+
+    async def both() -> None:
+        job = asyncio.create_task(runner._db(verb))
+        await asyncio.to_thread(begun.wait, 10)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        go_on.set()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+
+    asyncio.run(both())
+    gc.collect()
+    assert ended.is_set()
+    assert "never retrieved" not in caplog.text
+    assert "UNMISTAKABLE" not in caplog.text
+    assert ("broke with ValueError" in caplog.text) is logged

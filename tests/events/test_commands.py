@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -95,6 +97,18 @@ def test_follow_refuses_a_cursor_of_the_future_and_says_when_one_was_pruned(db: 
 def test_events_that_are_not_wanted_move_the_cursor_on(db: Any) -> None:
     event = happen(1)
     assert follow.next_events(0, Interest(topics=frozenset({"clients"}))) == ([], event.id)
+
+
+def test_follow_ends_quietly_when_its_reader_has_gone(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    happen(1)
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        call_command("follow", "--after", "0")
+        # What is left in the buffer goes nowhere, instead of raising once more.
+        gone.flush()
+        monkeypatch.undo()
 
 
 # ── prune_events ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ _ASIDE = frozenset({"nav", "header", "footer"})
 _INLINE = frozenset(
     {"a", "b", "i", "em", "strong", "span", "small", "code", "u", "font", "abbr", "label", "mark", "x"}
 )
+_BLOCKS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "div"})
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", IGNORECASE)
 _ERROR_CLASS = re.compile(
     r"(^|[\s_-])(error|errors|errorlist|errornote|danger|invalid-feedback|alert-(warning|error)|"
@@ -70,8 +71,8 @@ class _Document:
             return f"//*[@id='{identity}']"
         return str(self.tree.getpath(node))
 
-    def text(self, node: Any, *, without: frozenset[str] = frozenset()) -> str:
-        """What can be read inside ``node``, its hidden parts left out; white space is collapsed."""
+    def text(self, node: Any, *, without: frozenset[str] = frozenset(), block: str = " ") -> str:
+        """What can be read inside ``node``, its hidden parts left out; white space is collapsed. ``block``: what parts blocks."""
         pieces: list[str] = []
         stack: list[Any] = [node]
         while stack:
@@ -90,7 +91,7 @@ class _Document:
                 continue
             if item.tag == "img" and item.get("alt"):
                 pieces.append(f" {item.get('alt')} ")
-            edge = "" if item.tag in _INLINE else " "
+            edge = "" if item.tag in _INLINE else block if item.tag in _BLOCKS else " "
             stack.append(edge)
             for child in reversed(item):
                 stack += [child.tail or "", child]
@@ -364,7 +365,11 @@ def _errors(document: _Document) -> tuple[str, ...]:
 
 def _message(document: _Document, node: Any) -> str:
     """The few sentences a person would read: paragraphs and headings, without buttons and links."""
-    return document.text(node, without=_PROSE)[:500]
+    said = ""
+    for piece in map(str.strip, document.text(node, without=_PROSE, block="\0").split("\0")):
+        ended = not said or said[-1] in ".!?…:;," or not piece[:1].isupper()
+        said = f"{said}{'' if ended else '.'} {piece}".strip()
+    return said[:500]
 
 
 def _refresh(document: _Document) -> tuple[float, str] | None:

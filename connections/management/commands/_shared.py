@@ -179,4 +179,5 @@ def checked_config(data: dict[str, Any]) -> dict[str, Any]:
         )
     except ApiError as error:
         details = "; ".join(detail["message"] for detail in error.details or [])
-        raise CommandError(f"{error.message} {details}".strip()) from error
+        # The message repeats the first detail.
+        raise CommandError(details or error.message) from error

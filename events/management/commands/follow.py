@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from typing import Any
 
@@ -92,6 +94,10 @@ class Command(BaseCommand):
                 cursor = following
         except KeyboardInterrupt:
             self.stderr.write(f"Go on from here: manage.py follow --after {cursor}")
+        except BrokenPipeError:
+            # Whoever read (head, less) has seen enough. What is still buffered goes nowhere when Python ends.
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def _start(self, after: int | None) -> int:
         """The cursor to begin with; says so when it cannot be the wanted one."""

@@ -505,3 +505,15 @@ def test_a_multipart_form_is_sent_in_parts() -> None:
 def test_submissions_do_not_print_what_they_carry() -> None:
     form = only_form("<form action=/a><input name=u></form>")
     assert "hunter2" not in repr(forms.fill(form, None, {form.controls[0].xpath: "hunter2"}))
+
+
+@pytest.mark.parametrize(
+    ("markup", "message"),
+    [
+        ("<h1>Approve it on your phone</h1><p>Tap <b>47</b> in the app.</p>", "Approve it on your phone. Tap 47 in the app."),
+        ("<h1>Almost there!</h1><p>Look at your phone</p>", "Almost there! Look at your phone"),
+        ("<div><div>Tap the number</div><div>47</div><p>on your phone</p></div>", "Tap the number 47 on your phone"),
+    ],
+)  # fmt: skip
+def test_the_sentences_of_a_message_are_kept_apart(markup: str, message: str) -> None:
+    assert forms.parse(f"<main>{markup}</main>", URL).message == message
