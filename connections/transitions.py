@@ -668,23 +668,20 @@ def _before_work(hold: Hold, now: dt.datetime) -> None:
 
 def discovering(*, hold: Hold, now: dt.datetime) -> LoginFlow:
     """→ DISCOVERING: the worker looks at the site. There already is no change."""
-    _before_work(hold, now)
-    with transaction.atomic():
-        flow, task = _lock_held_flow(hold, now)
-        if flow.step != FlowStep.DISCOVERING:
-            _step(flow, FlowStep.DISCOVERING, now=now)
-            _save_flow(flow, at=now, actor=hold.worker)
-            tasks.resume(task, actor=hold.worker, now=now)
-        return flow
+    return _work_on(hold, FlowStep.DISCOVERING, now)
 
 
 def submit_stored(*, hold: Hold, now: dt.datetime) -> LoginFlow:
     """→ SUBMITTING with values of the credential, so nobody is asked. There already is no change."""
+    return _work_on(hold, FlowStep.SUBMITTING, now)
+
+
+def _work_on(hold: Hold, step: FlowStep, now: dt.datetime) -> LoginFlow:
     _before_work(hold, now)
     with transaction.atomic():
         flow, task = _lock_held_flow(hold, now)
-        if flow.step != FlowStep.SUBMITTING:
-            _step(flow, FlowStep.SUBMITTING, now=now)
+        if flow.step != step:
+            _step(flow, step, now=now)
             _save_flow(flow, at=now, actor=hold.worker)
             tasks.resume(task, actor=hold.worker, now=now)
         return flow

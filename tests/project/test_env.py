@@ -20,7 +20,9 @@ def read(tmp_path: Path, **values: str) -> env.Knobs:
 def names_in_code() -> set[str]:
     """The knobs that project/env.py reads."""
     code = (ROOT / "project/env.py").read_text(encoding="utf-8")
-    return set(re.findall(r'(?:env\.(?:str|int|float|bool|list)\(|_(?:origins|names)\(env,)\s*"([A-Z_]+)"', code))
+    return set(
+        re.findall(r'(?:env\.(?:str|int|float|bool|list)\(|_(?:origins|names)\(env,)\s*"([A-Z_]+)"', code)
+    )
 
 
 def table_of_readme() -> dict[str, str]:
