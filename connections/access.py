@@ -113,10 +113,9 @@ def visible(principal: Principal, queryset: Any, pk: str) -> Any:
 
     :raises NotFound: otherwise.
     """
-    rows = queryset if principal.audiences is None else queryset.filter(owner_id__in=principal.audiences)
     if principal.is_page and principal.connection_id != pk:
         raise NotFound(pk)
-    row = rows.filter(pk=pk).first()
+    row = queryset.visible_to(principal).filter(pk=pk).first()
     if row is None:
         raise NotFound(pk)
     return row

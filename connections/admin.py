@@ -144,7 +144,7 @@ class DeletedByVerb(OwnedAdmin):
     """Deletion goes through a verb, which also sees to what hangs on the row."""
 
     def delete_by_verb(self, row: Any, actor: Principal) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("each admin of this kind names its verb")
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         self.require_operable(request, self.owner_of(obj))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from django.conf import settings
 from django.db import models
@@ -23,9 +23,6 @@ from connections.states import (
     TaskKind,
     TaskStatus,
 )
-
-if TYPE_CHECKING:
-    from connections.access import Principal
 
 models.CharField.register_lookup(Length)
 
@@ -61,10 +58,17 @@ def check_id() -> str:
     return new_id("check")
 
 
+class Caller(Protocol):
+    """What a read needs to know of whoever asks: the keys of the owners whose objects they see; None: everybody's."""
+
+    @property
+    def audiences(self) -> frozenset[int] | None: ...
+
+
 class OwnedQuerySet(models.QuerySet[Any]):
     """Rows that have an owner. Every read on somebody's behalf starts with :meth:`visible_to`."""
 
-    def visible_to(self, principal: Principal) -> OwnedQuerySet:
+    def visible_to(self, principal: Caller) -> OwnedQuerySet:
         """What this caller may see: their own and their team's; everything for a superuser."""
         if principal.audiences is None:
             return self

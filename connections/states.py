@@ -10,7 +10,7 @@ A login flow (wire contract, section 4)::
     AWAITING_EXTERNAL_ACTION    ─▶ SUBMITTING (a fallback was submitted) | any next step by itself | end
     SUBMITTING                  ─▶ AWAITING_INPUT | AWAITING_EXTERNAL_ACTION | DISCOVERING | end
     any step                    ─▶ AWAITING_HUMAN_INTERVENTION ─▶ back | end
-    any step                    ─▶ DISCOVERING (its worker died: the flow starts again, typed values are gone)
+    any other step              ─▶ DISCOVERING (its worker died: the flow starts again, typed values are gone)
     end = SUCCESS | FAILED | EXPIRED | CANCELED, all shown as step COMPLETED, all final
 
 A task::
@@ -71,7 +71,7 @@ _D, _I, _E, _H, _S, _C = (
 
 #: step → the steps it may go to. A step that may follow itself does so with a new interaction or a new text.
 FLOW_ARROWS: dict[FlowStep, frozenset[FlowStep]] = {
-    _D: frozenset({_D, _I, _E, _H, _S, _C}),
+    _D: frozenset({_I, _E, _H, _S, _C}),
     _I: frozenset({_S, _H, _D, _C}),
     _E: frozenset({_S, _I, _E, _H, _D, _C}),
     _H: frozenset({_D, _I, _E, _S, _C}),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import random
@@ -170,7 +171,7 @@ class Worker:
 
     async def _sweep(self) -> None:
         sweep = database_sync_to_async(reconciler.run, thread_sensitive=False)
-        for tick in range(2**62):
+        for tick in itertools.count():
             sweeps = reconciler.URGENT + (reconciler.LEISURELY if tick % PRUNE_EVERY == 0 else ())
             await sweep(sweeps, now=timezone.now())
             await asyncio.sleep(min(SWEEP_SECONDS, settings.LEASE_SECONDS / 3) * random.uniform(0.8, 1.2))

@@ -72,7 +72,8 @@ class ServerSentEvent:
 class Parser:
     """Bytes in, events out: a reader that follows the specification to the letter (WHATWG HTML, section 9.2.6).
 
-    Used by ``manage.py follow --url`` and by the tests as the independent reader of what :func:`frame` wrote.
+    The tests and the bench read every stream with it: written from the specification and not from :func:`frame`, it
+    is an independent witness of what went over the wire.
     """
 
     def __init__(self) -> None:

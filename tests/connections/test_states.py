@@ -318,9 +318,10 @@ def test_the_drawing_of_a_flow_in_the_docstring_agrees_with_its_arrows() -> None
                 drawn[step].add(through)
                 drawn[through].add(step)
             drawn[through].add(C)
-        elif left == "any step":
-            for step in running:
-                drawn[step].add(FlowStep(names(right[0])[0]))
+        elif left == "any other step":
+            to_step = FlowStep(names(right[0])[0])
+            for step in running - {to_step}:
+                drawn[step].add(to_step)
         else:
             for name in names(right[0]):
                 to = (
