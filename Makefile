@@ -32,7 +32,7 @@ check: $(VENV)/.dev ## Check style, types, the law of imports, and that no migra
 	$(BIN)/lint-imports
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
-bench: $(VENV)/.dev ## Measure the streams and the queue (tests/bench)
+bench: $(VENV)/.bench ## Measure the streams and the queue beside others (ARGS="streams --runs 1", ARGS=--help)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 format: $(VENV)/.dev ## Bring the code into its form
@@ -55,6 +55,12 @@ $(VENV)/.dev: requirements-dev.txt requirements.txt | $(BIN)/python
 	@echo "Installing what requirements-dev.txt names (once)"
 	@$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	@touch $@ $(VENV)/.runtime
+
+# What only the bench needs: the packages that it measures itself against.
+$(VENV)/.bench: tests/bench/requirements.txt $(VENV)/.dev
+	@echo "Installing what tests/bench/requirements.txt names (once)"
+	@$(BIN)/python -m pip install --quiet -r tests/bench/requirements.txt
+	@touch $@
 
 # The browser tests drive a real Chromium. It is installed where that is possible, and missed in words where it is not.
 browser:

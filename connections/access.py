@@ -9,6 +9,7 @@ to one connection and one flow, and nothing else exists for it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -21,7 +22,8 @@ from connections.models import OPERATE, ApiKey
 class Principal:
     """``audiences``: keys of the owners whose objects are visible; None: all. ``name`` is what logs and pages show.
 
-    ``key`` names the caller for quotas and idempotency: ``user:1``, ``key:7``, ``page:flow_…``.
+    ``key`` names the caller for quotas and idempotency: ``user:1``, ``key:7``, ``page:flow_…``. ``binding`` says which login session or
+    key was used: ``session:<hash>``, ``key:7``; empty for pages and the system.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Principal:
     api_key: ApiKey | None = None
     connection_id: str | None = None
     flow_id: str | None = None
+    binding: str = ""
 
     # What DRF expects of ``request.user``.
     is_authenticated = True
@@ -57,12 +60,24 @@ def _members(groups: Any, user: Any) -> frozenset[int]:
     }
 
 
-def of_user(user: Any, *, api_key: ApiKey | None = None, actor: str | None = None) -> Principal:
+def _bound(api_key: ApiKey | None, session_key: str | None) -> str:
+    """Which login this is. A session's key opens the session, so its hash stands for it."""
+    if api_key is not None:
+        return f"key:{api_key.pk}"
+    return f"session:{hashlib.sha256(session_key.encode()).hexdigest()[:32]}" if session_key else ""
+
+
+def of_user(
+    user: Any, *, api_key: ApiKey | None = None, actor: str | None = None, session_key: str | None = None
+) -> Principal:
     """The principal of a signed-in user, or of a key that belongs to one."""
     key = f"key:{api_key.pk}" if api_key else f"user:{user.pk}"
     name = actor or (f'API key "{api_key.name}"' if api_key else user.get_username())
+    bound = _bound(api_key, session_key)
     if user.is_superuser:
-        return Principal(key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key)
+        return Principal(
+            key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key, binding=bound
+        )
     team = _members(user.groups.all(), user)
     # Given to the user, the permission holds for every team; given to a group, for that group's members.
     if OPERATE in user.get_user_permissions():
@@ -73,7 +88,9 @@ def of_user(user: Any, *, api_key: ApiKey | None = None, actor: str | None = Non
             permissions__codename=codename, permissions__content_type__app_label=app_label
         )
         operates = _members(granting, user)
-    return Principal(key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key)
+    return Principal(
+        key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key, binding=bound
+    )
 
 
 def of_page(*, owner_id: int, connection_id: str, flow_id: str) -> Principal:
@@ -95,9 +112,16 @@ def of_system(name: str) -> Principal:
     return Principal(key=f"system:{name}", name=name, user_id=None, audiences=None, operates=None)
 
 
-def of_request_user(user: AbstractBaseUser | AnonymousUser) -> Principal | None:
+def of_request_user(
+    user: AbstractBaseUser | AnonymousUser, session_key: str | None = None
+) -> Principal | None:
     """The principal of a session, or None when nobody is signed in."""
-    return of_user(user) if user.is_authenticated else None
+    return of_user(user, session_key=session_key) if user.is_authenticated else None
+
+
+def is_page_of(principal: Principal, claimed: str | None) -> bool:
+    """Whether a page that says whose it is (``X-Page-User``) is the caller's: another tab may have signed somebody else in."""
+    return not claimed or claimed == principal.key
 
 
 class NotFound(Exception):

@@ -34,9 +34,10 @@ from connections.models import (
     Profile,
     Submission,
     Task,
+    TaskInput,
 )
 from connections.states import FlowStatus, FlowStep
-from events.admin import AppendOnlyAdmin
+from events.admin import AppendOnlyAdmin, ReadableAdmin, goes_with_its_user
 
 NEVER = "—"
 REASON = "Canceled in the administration."
@@ -69,7 +70,7 @@ def dashboard_link(connection_id: str | None, text: object = None) -> str | Safe
 # ── What the pages have in common ─────────────────────────────────────────────────────────────────────────────────
 
 
-class OwnedAdmin(admin.ModelAdmin):
+class OwnedAdmin(ReadableAdmin):
     """Rows that belong to somebody. ``owner_path`` leads from the row to its owner's key."""
 
     owner_path = "owner_id"
@@ -410,7 +411,7 @@ class ConnectionAdmin(DeletedByVerb):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(OwnedAdmin):
-    """A key is made and revoked here, never changed or deleted: the log keeps naming it."""
+    """A key is made and revoked here, never changed. It is deleted with its owner alone: the log keeps naming it."""
 
     list_display = ("name", "prefix", "owner", "created_at", "last_used_at", "revoked_at")
     list_filter = (("revoked_at", admin.EmptyFieldListFilter), ("created_at", admin.DateFieldListFilter))
@@ -433,7 +434,7 @@ class ApiKeyAdmin(OwnedAdmin):
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+        return goes_with_its_user(request, obj)
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("connections.change_apikey")
@@ -699,6 +700,18 @@ class SubmissionAdmin(ReadOnlyAdmin):
     search_fields = ("interaction_id", "flow__id", "flow__connection__id", "submitted_by")
     list_select_related = ("flow__connection",)
     fields = ("flow", "interaction_id", "field_count", "submitted_by", "created_at", "taken_at")
+
+
+@admin.register(TaskInput)
+class TaskInputAdmin(ReadOnlyAdmin):
+    """Who sent which line when. The text is encrypted until the task takes it, and erased then."""
+
+    owner_path = "task__owner_id"
+    list_display = ("__str__", "task", "submitted_by", "byte_count", "created_at", "taken_at")
+    list_filter = (("created_at", admin.DateFieldListFilter), ("taken_at", admin.EmptyFieldListFilter))
+    search_fields = ("task__id", "message_id", "submitted_by")
+    list_select_related = ("task",)
+    fields = ("task", "number", "message_id", "byte_count", "submitted_by", "created_at", "taken_at")
 
 
 @admin.register(IdempotentAnswer)

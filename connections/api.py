@@ -15,8 +15,9 @@ from django.db.models import CharField, F, OuterRef, Q, QuerySet, Subquery, Valu
 from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, OpenApiTypes, extend_schema
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.negotiation import DefaultContentNegotiation
-from rest_framework.permissions import AllowAny
+from rest_framework.permissions import SAFE_METHODS, AllowAny
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -24,16 +25,19 @@ from rest_framework.views import APIView
 
 from connections import errors, handoff, idempotency, inputs, models, openapi, payloads, registry, transitions
 from connections.access import Forbidden, NotFound, Principal, operable, visible
-from connections.authentication import address_of, limited
+from connections.authentication import BrowserAuthentication, address_of, limited
 from connections.errors import ApiError
 from connections.models import HealthCheck, LoginFlow, ManagedAuthConnection
 from connections.openapi import operation, shape
 from connections.states import FlowType
+from events import clients
 
 Json = dict[str, Any]
 
 #: Exchanges of one address per minute: a code has 256 bits, so this only keeps noise away.
 EXCHANGES_PER_MINUTE = 60
+#: Headers that belong to an answer and are kept with it; all others are made anew each time.
+_KEPT_HEADERS = ("x-should-retry", "retry-after")
 
 
 class Operation(APIView):
@@ -43,6 +47,11 @@ class Operation(APIView):
     http_method_names = ["get", "head", "post", "patch", "delete"]
     #: Methods on which the session token of a hosted page works, for its own connection.
     page_methods: ClassVar[frozenset[str]] = frozenset()
+    #: Whether the session of the dashboard opens it, too. The addresses of the wire contract know keys alone.
+    browser: ClassVar[bool] = False
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        return [*super().get_authenticators(), *([BrowserAuthentication()] if self.browser else [])]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
@@ -54,6 +63,25 @@ class Operation(APIView):
                 raise errors.unauthorized("This session token does not work here.")
         if any(not inputs.storable(str(value)) for value in kwargs.values()):
             raise errors.nothing_here()
+        if isinstance(caller, Principal) and request.method not in SAFE_METHODS:
+            self._check_client(caller, request.headers.get("X-Connection-ID"))
+
+    def _check_client(self, caller: Principal, given: str | None) -> None:
+        """The client that says it acts: nothing is asked of whoever names none (a send needs no stream).
+
+        :raises ApiError: 400 for what is no id; 409 for one that this login does not have, which connecting again heals.
+        """
+        if given is None:
+            return
+        try:
+            cid = clients.normal_cid(given)
+        except ValueError as error:
+            raise ApiError(400, "invalid_connection_id", f"X-Connection-ID: {error}") from None
+        found = caller.user_id is not None and clients.find(
+            owner_id=caller.user_id, binding=caller.binding, cid=cid
+        )
+        if not found:
+            raise ApiError(409, "connection_unknown", "This connection id is not known here. Connect again.")
 
     @property
     def principal(self) -> Principal:
@@ -90,25 +118,36 @@ class Operation(APIView):
 
     def once(self, act: Callable[[], Response], *, scope: str | None = None) -> Response:
         """``act``, honouring the ``Idempotency-Key`` of the request."""
-        key = idempotency.key_of(self.request.headers.get("Idempotency-Key"))
+        key = self.message_id()
         if key is None:
             return act()
 
-        def answered() -> Response:
+        def answered() -> idempotency.Answer:
             try:
-                return act()
+                response = act()
             except Exception as error:  # noqa: BLE001  (translate() logs what nobody expected)
-                return errors.exception_handler(error, {})
+                response = errors.exception_handler(error, {})
+            headers = {name: response[name] for name in _KEPT_HEADERS if name in response}
+            return idempotency.Answer(status=response.status_code, data=response.data, headers=headers)
 
-        return idempotency.once(
+        answer = idempotency.once(
             scope=scope or self.principal.key,
             key=key,
-            request=[self.request.method, self.request.path, self._comparable_body()],
+            request=[self.request.method, self.request.path, self.comparable_body()],
             act=answered,
             now=self.now,
         )
+        headers = {**answer.headers, **({"Idempotent-Replayed": "true"} if answer.replayed else {})}
+        return Response(answer.data, status=answer.status, headers=headers)
 
-    def _comparable_body(self) -> Any:
+    def message_id(self) -> str | None:
+        """The client's name for this request; None when it has none.
+
+        :raises ApiError: 400 when it is none that could be one.
+        """
+        return idempotency.key_of(self.request.headers.get("Idempotency-Key"))
+
+    def comparable_body(self) -> Any:
         """The body for telling two requests apart: spelling does not matter, an absent one is ``{}``."""
         raw = self.raw_body()
         try:
@@ -281,6 +320,7 @@ class Connection(Operation):
         "updateConnection",
         "Change a connection; only the keys sent change.",
         tag="connections",
+        acts=True,
         answer=shape(payloads.ManagedAuthShape),
         takes=inputs.ConnectionUpdate,
         errors=(403, 404),
@@ -300,6 +340,7 @@ class Connection(Operation):
         "deleteConnection",
         "Delete a connection; a running login is canceled first.",
         tag="connections",
+        acts=True,
         success=204,
         errors=(403, 404),
     )
@@ -634,6 +675,7 @@ class Credential(Operation):
         "updateCredential",
         "Change a credential; values are merged.",
         tag="credentials",
+        acts=True,
         answer=shape(payloads.CredentialShape),
         takes=inputs.CredentialUpdate,
         errors=(403, 404, 409),
@@ -650,6 +692,7 @@ class Credential(Operation):
         "deleteCredential",
         "Delete a credential; connections that used it have none from then on.",
         tag="credentials",
+        acts=True,
         success=204,
         errors=(403, 404),
     )
@@ -735,6 +778,7 @@ class Profile(Operation):
         "updateProfile",
         "Rename a profile.",
         tag="profiles",
+        acts=True,
         answer=shape(payloads.ProfileShape),
         takes=inputs.ProfileUpdate,
         errors=(403, 404, 409),
@@ -749,6 +793,7 @@ class Profile(Operation):
         "deleteProfile",
         "Delete a profile with its connections.",
         tag="profiles",
+        acts=True,
         success=204,
         errors=(403, 404),
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from connections import api
+from connections import api, client_api, task_api
 
 _CONNECTION = "auth/connections/<str:connection_id>"
+_CLIENT = "api/clients/<str:cid>"
 
 urlpatterns = [
     path("auth/connections", api.Connections.as_view()),
@@ -25,6 +26,18 @@ urlpatterns = [
     path("profiles", api.Profiles.as_view()),
     path("profiles/<path:id_or_name>/download", api.ProfileDownload.as_view()),
     path("profiles/<path:id_or_name>", api.Profile.as_view()),
+    path("api/tasks", task_api.Tasks.as_view()),
+    path("api/tasks/<str:task_id>", task_api.Task.as_view()),
+    path("api/tasks/<str:task_id>/input", task_api.TaskInput.as_view()),
+    path("api/clients", client_api.Clients.as_view()),
+    path(_CLIENT, client_api.Client.as_view()),
+    path(f"{_CLIENT}/probe", client_api.Probe.as_view()),
+    path(f"{_CLIENT}/answer", client_api.Answer.as_view()),
+    path(f"{_CLIENT}/suspend", client_api.Suspend.as_view()),
+    path(f"{_CLIENT}/disconnect", client_api.Disconnect.as_view()),
+    path(f"{_CLIENT}/claims", client_api.Claims.as_view()),
+    path(f"{_CLIENT}/claims/<str:subject>", client_api.Claim.as_view()),
+    path(f"{_CLIENT}/presence", client_api.Presence.as_view()),
     path("api/schema", api.Schema.as_view(), name="api-schema"),
     path("api/docs", api.Docs.as_view(), name="api-docs"),
     # Last: with DEBUG on, Django would answer an unknown address with a page.

@@ -1,4 +1,4 @@
-"""Who a Bearer is: an API key (``sk_…``) or the session token of a hosted page (a JWT).
+"""Who a Bearer is: an API key (``sk_…``) or the session token of a hosted page (a JWT). And the session of the dashboard.
 
 Used by the API's views and by the stream consumers, so that a token means the same everywhere.
 """
@@ -9,13 +9,13 @@ import datetime as dt
 
 from django.core.cache import cache
 from django.db.models import Q
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from rest_framework.authentication import BaseAuthentication
+from rest_framework.authentication import BaseAuthentication, CSRFCheck
 from rest_framework.request import Request
 
 from connections import errors, handoff, vault
-from connections.access import Principal, of_user
+from connections.access import Principal, is_page_of, of_request_user, of_user
 from connections.models import ApiKey
 
 #: How exact ``last_used_at`` of a key is: a write per request would make every read a write.
@@ -95,3 +95,37 @@ class BearerAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+def _no_answer(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("the check is asked, and never passes a request on")
+
+
+class BrowserAuthentication(BaseAuthentication):
+    """The session of the dashboard, for operations with ``browser = True``. Asked after BearerAuthentication, which decides where it can.
+
+    Whatever changes something has to prove that a page of ours sent it: other sites can make a browser send its cookies.
+    """
+
+    def authenticate(self, request: Request) -> tuple[Principal, None] | None:
+        inner = request._request
+        principal = of_request_user(inner.user, inner.session.session_key)
+        if principal is None:
+            return None
+        if not is_page_of(principal, request.headers.get("X-Page-User")):
+            raise errors.unauthorized("Somebody else is signed in by now. Load the page again.")
+        self._check_origin(inner)
+        return principal, None
+
+    def _check_origin(self, request: HttpRequest) -> None:
+        """As Django does it for forms.
+
+        :raises errors.ApiError: 403 ``csrf_failed``; 415 for a body in which the token would be looked for, and the rest be lost.
+        """
+        if (request.content_type or "").startswith("multipart/"):
+            raise errors.ApiError(415, "unsupported_media_type", "The body must be application/json.")
+        check = CSRFCheck(_no_answer)
+        check.process_request(request)
+        if check.process_view(request, _no_answer, (), {}):
+            message = "This was sent without the token of its page. Load the page again."
+            raise errors.ApiError(403, "csrf_failed", message)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import ipaddress
+import secrets
 import time
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import parse_qs
 
-from channels.db import database_sync_to_async
 from django.conf import settings
 from django.contrib.auth import get_user
 from django.contrib.sessions.backends.db import SessionStore
@@ -17,17 +19,19 @@ from django.http import HttpRequest, parse_cookie
 from django.utils import timezone
 
 from connections import fragments, handoff, hosted, payloads, transitions
-from connections.access import NotFound, Principal, of_request_user, visible
+from connections.access import NotFound, Principal, is_page_of, of_request_user, visible
 from connections.addresses import client_address
 from connections.authentication import principal_of_bearer
 from connections.errors import ApiError
 from connections.models import LoginFlow, ManagedAuthConnection
 from connections.states import FLOW_END
-from events import sse
+from events import clients, registry, sse, units
+from events.clients import Arrival, Caller
 from events.consumers import EventStreamConsumer, Grant, Refused, now_text
 from events.envelope import Envelope, Interest, parse_topics, topic_of
 
 MAX_CURSOR = 2**63 - 1
+T = TypeVar("T")
 
 
 def headers_of(scope: Any) -> dict[str, str]:
@@ -47,18 +51,22 @@ def session_principal(headers: dict[str, str]) -> Principal | None:
         return None
     request = HttpRequest()
     request.session = SessionStore(key)
-    return of_request_user(get_user(request))
+    return of_request_user(get_user(request), key)
 
 
-def caller(scope: Any, *, now: dt.datetime) -> Principal:
+def caller(scope: Any, *, now: dt.datetime, again: bool = False) -> Principal:
     """Who opens a stream: a Bearer token, or the session of the same origin.
+
+    ``again``: it is open, and asked only whether that still holds. Then what others do from the same address neither counts nor limits:
+    a 429 would hide that the key was revoked.
 
     :raises Refused: 401, 410 or 429, with the code of the contract.
     """
     headers = headers_of(scope)
     try:
         if "authorization" in headers:
-            return principal_of_bearer(headers["authorization"], now=now, address=_address_of(scope))
+            address = None if again else _address_of(scope)
+            return principal_of_bearer(headers["authorization"], now=now, address=address)
     except ApiError as error:
         raise Refused(error.status, error.code, error.message, headers=error.headers) from error
     principal = session_principal(headers)
@@ -67,6 +75,14 @@ def caller(scope: Any, *, now: dt.datetime) -> Principal:
             401, "unauthorized", "Sign in, or send an API key.", headers={"WWW-Authenticate": "Bearer"}
         )
     return principal
+
+
+def _credential(scope: Any) -> tuple[str, bytes]:
+    """Stands for what a request identifies itself with: two of the same are the same caller, at the same moment."""
+    headers = headers_of(scope)
+    shown = [headers.get("authorization", ""), headers.get("cookie", ""), _address_of(scope)]
+    # What is kept in memory beyond the request is not the secret itself.
+    return ("caller", hashlib.sha256("\0".join(shown).encode()).digest())
 
 
 def _address_of(scope: Any) -> str:
@@ -98,37 +114,76 @@ def topics_of(scope: Any) -> frozenset[str] | None:
         raise Refused(400, "invalid_topics", str(error)) from error
 
 
+def arrival_of(scope: Any, principal: Principal, cursor: int | None) -> Arrival | None:
+    """The client whose stream this wants to be; None for a stream without an id, which nothing is kept of.
+
+    :raises Refused: 400 for a page nonce or path of no known form. (A cid that cannot be had is no error: the stream gets another.)
+    """
+    query = query_of(scope)
+    if "cid" not in query or principal.user_id is None:
+        return None
+    path = query.get("path", "")
+    if path and (not path.startswith("/") or not path.isprintable() or len(path) > 300):
+        raise Refused(400, "invalid_parameter", "path is the path of a page, at most 300 characters.")
+    try:
+        # A program that names no page is a new one with every stream.
+        page = clients.normal_page(query["page"]) if query.get("page") else secrets.token_urlsafe(12)
+    except ValueError as error:
+        raise Refused(400, "invalid_parameter", str(error)) from error
+    return Arrival(
+        caller=Caller(owner_id=principal.user_id, binding=principal.binding, who=principal.name),
+        cid=query["cid"][:200],
+        page=page,
+        process=registry.current().process,
+        user_agent=_printable(headers_of(scope).get("user-agent", ""))[:300],
+        address=_address_of(scope),
+        path=path,
+        watches=tuple(sorted(topics_of(scope) or ())),
+        cursor=cursor,
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
+
+
 class EventsConsumer(EventStreamConsumer):
     """``GET /api/events``: everything that the caller may see (spec/streams.md, section 1)."""
 
-    KNOWN: ClassVar[frozenset[str]] = frozenset({"topics", "after", "cid", "page"})
+    KNOWN: ClassVar[frozenset[str]] = frozenset({"topics", "after", "cid", "page", "path"})
 
-    @database_sync_to_async
-    def authorise(self) -> Grant:
-        principal = caller(self.scope, now=timezone.now())
+    plain_frames = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._key: Any = None
+        self._grant: Grant | None = None
+
+    async def authorise(self, *, within: float = 0.0) -> Grant:
+        # Made once: a thousand streams are checked again every few seconds.
+        self._key = self._key or _credential(self.scope)
+        again = self._grant is not None
+        principal = await units.desk().look(
+            lambda: caller(self.scope, now=timezone.now(), again=again),
+            key=(*self._key, again),
+            within=within,
+        )
+        if self._grant is not None and self._grant.interest.audiences == principal.audiences:
+            return self._grant
         if principal.is_page:
             raise Refused(401, "unauthorized", "The token of a hosted page does not open this stream.")
         unknown = sorted(set(query_of(self.scope)) - self.KNOWN)
         if unknown:
             raise Refused(400, "invalid_parameter", f"Unknown parameter {unknown[0][:60]!r}.")
         interest = Interest(topics=topics_of(self.scope), audiences=principal.audiences)
-        return Grant(principal=principal.key, interest=interest, after=cursor_of(self.scope, "after"))
-
-    async def opening(self, grant: Grant) -> list[bytes]:
-        query = query_of(self.scope)
-        if "cid" not in query:
-            return []
-        # Client records are not kept yet: a client that brings an id is told so, and given one for this stream.
-        data = {
-            "connection_id": f"conn-{id(self):x}-{time.monotonic_ns():x}",
-            "epoch": 1,
-            "cid_accepted": False,
-            "reason": "not_kept",
-            "resumed": False,
-            "server_time": now_text(),
-            "heartbeat_seconds": settings.HEARTBEAT_SECONDS,
-        }
-        return [sse.frame("welcome", data)]
+        after = cursor_of(self.scope, "after")
+        self._grant = Grant(
+            principal=principal.key,
+            interest=interest,
+            after=after,
+            client=None if again else arrival_of(self.scope, principal, after),
+        )
+        return self._grant
 
 
 class ConnectionEventsConsumer(EventStreamConsumer):
@@ -143,6 +198,7 @@ class ConnectionEventsConsumer(EventStreamConsumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._version = 0
+        self._opened = False
 
     @property
     def connection_id(self) -> str:
@@ -154,8 +210,11 @@ class ConnectionEventsConsumer(EventStreamConsumer):
             return [(b"Vary", b"Origin")]
         return [(b"Vary", b"Origin"), (b"Access-Control-Allow-Origin", origin.encode())]
 
-    @database_sync_to_async
-    def authorise(self) -> Grant:
+    async def authorise(self, *, within: float = 0.0) -> Grant:
+        again, self._opened = self._opened, True
+        return await units.desk().look(lambda: self._grant(again))
+
+    def _grant(self, again: bool) -> Grant:
         now = timezone.now()
         by_cookie = False
         token = parse_cookie(headers_of(self.scope).get("cookie", "")).get(handoff.STREAM_COOKIE)
@@ -163,7 +222,7 @@ class ConnectionEventsConsumer(EventStreamConsumer):
             principal = self._page_principal(token, now)
             by_cookie = True
         else:
-            principal = caller(self.scope, now=now)
+            principal = caller(self.scope, now=now, again=again)
         if principal.is_page and principal.connection_id != self.connection_id:
             # Row A02: the token of another flow opens nothing, and does not learn what exists.
             raise Refused(401, "unauthorized", "This session token does not work here.")
@@ -186,10 +245,9 @@ class ConnectionEventsConsumer(EventStreamConsumer):
             raise Refused(410, "session_expired", "This login is over.") from error
 
     async def opening(self, grant: Grant) -> list[bytes]:
-        state = await self._present_state(grant.state[0])
+        state = await units.desk().look(lambda: self._present_state(grant.state[0]))
         return [] if state is None else [await self._frame(state, state.pop("at"), None, grant)]
 
-    @database_sync_to_async
     def _present_state(self, flow_id: str | None) -> dict[str, Any] | None:
         flows = LoginFlow.objects.filter(connection_id=self.connection_id).order_by("-number")
         flow = flows.filter(pk=flow_id).first() if flow_id else flows.first()
@@ -197,7 +255,7 @@ class ConnectionEventsConsumer(EventStreamConsumer):
             None if flow is None else payloads.flow_state(flow) | {"at": payloads.timestamp(flow.updated_at)}
         )
 
-    async def encode(self, batch: list[Envelope], grant: Grant) -> bytes:
+    async def encode(self, batch: Sequence[Envelope], grant: Grant) -> bytes:
         frames = []
         for envelope in batch:
             data = dict(envelope.data)
@@ -225,16 +283,23 @@ class ConnectionEventsConsumer(EventStreamConsumer):
         return sse.frame("sse_heartbeat", {"event": "sse_heartbeat", "timestamp": now_text()})
 
 
-async def _shared(envelope: Envelope | None, key: str, render: Any, argument: Any) -> Any:
+async def _shared(envelope: Envelope | None, key: str, render: Callable[[Any], T], argument: Any) -> T:
     """Rendered once per event and process, whoever asks first; the others wait for the same result."""
-    work = database_sync_to_async(render)
     if envelope is None:
-        return await work(argument)
+        return await units.desk().look(lambda: render(argument))
     task = envelope.cache.get(key)
     if task is None:
-        task = envelope.cache[key] = asyncio.ensure_future(work(argument))
+        task = envelope.cache[key] = asyncio.ensure_future(units.desk().look(lambda: render(argument)))
+        # A fault is not remembered: the next one to ask tries again.
+        task.add_done_callback(
+            lambda done: done.cancelled() or (done.exception() and envelope.cache.pop(key))
+        )
     # A stream that leaves while it waits must not take the result away from the others.
-    return await asyncio.shield(task)
+    return cast(T, await asyncio.shield(task))
+
+
+def _part_of(envelope: Envelope) -> tuple[str, bool]:
+    return envelope.topic, envelope.name.startswith("claim.")
 
 
 class LiveConsumer(EventStreamConsumer):
@@ -246,29 +311,34 @@ class LiveConsumer(EventStreamConsumer):
         super().__init__(*args, **kwargs)
         self._counted_at = 0.0
 
-    @database_sync_to_async
-    def authorise(self) -> Grant:
+    async def authorise(self, *, within: float = 0.0) -> Grant:
         headers = headers_of(self.scope)
-        principal = session_principal(headers)
-        if principal is None:
+        key = ("session", *_credential(self.scope))
+        principal = await units.desk().look(lambda: session_principal(headers), key=key, within=within)
+        if principal is None or not is_page_of(principal, headers.get("x-page-user")):
             raise Refused(401, "unauthorized", "Sign in to see the dashboard.")
         interest = Interest(topics=topics_of(self.scope), audiences=principal.audiences)
         after = cursor_of(self.scope, "since")
-        return Grant(principal=principal.key, interest=interest, after=after, state=principal)
+        client = None if within else arrival_of(self.scope, principal, after)
+        return Grant(principal=principal.key, interest=interest, after=after, state=principal, client=client)
 
     async def opening(self, grant: Grant) -> list[bytes]:
+        counts = await self._counts(grant)
+        if grant.client is not None:
+            return [counts]
         data = {"server_time": now_text(), "heartbeat_seconds": settings.HEARTBEAT_SECONDS}
-        return [sse.frame("welcome", data), await self._counts(grant)]
+        return [sse.frame("welcome", data), counts]
 
-    async def encode(self, batch: list[Envelope], grant: Grant) -> bytes:
+    async def encode(self, batch: Sequence[Envelope], grant: Grant) -> bytes:
         # Fragments show the newest state, so of each object only the last event of the batch is worth drawing.
-        last = {envelope.topic: envelope for envelope in batch}
+        # Who is at it is a part of its own, with a version of its own.
+        last = {_part_of(envelope): envelope for envelope in batch}
         frames = []
         for envelope in batch:
             if envelope.name == "connection.created":
                 data = {"kind": "connection", "id": envelope.data["id"], "status": envelope.data["status"]}
                 frames.append(sse.frame("appeared", data))
-            if last[envelope.topic] is envelope:
+            if last[_part_of(envelope)] is envelope:
                 html = await _shared(envelope, "live", fragments.live_message, envelope)
                 if html:
                     frames.append(sse.text_frame(None, html, id=envelope.id))
@@ -280,4 +350,7 @@ class LiveConsumer(EventStreamConsumer):
 
     async def _counts(self, grant: Grant) -> bytes:
         self._counted_at = time.monotonic()
-        return sse.frame("counts", await database_sync_to_async(fragments.counts)(grant.state))
+        principal = grant.state
+        # The pages of one person that wait at the same moment share one count.
+        counted = await units.desk().look(lambda: fragments.counts(principal), key=("counts", principal.key))
+        return sse.frame("counts", counted)

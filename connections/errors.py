@@ -24,7 +24,8 @@ from django.template.loader import render_to_string
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from connections import access, handoff, registry, tasks, transitions
+from connections import access, handoff, payloads, registry, tasks, transitions
+from events import clients
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ API_PATH = re.compile(r"^/(auth|credentials|profiles|api)(/|$)")
 #: Kernel's SDKs repeat 409 by themselves; an answer that was meant must not be asked for three times.
 NO_RETRY = {"x-should-retry": "false"}
 BEARER = {"WWW-Authenticate": "Bearer"}
+#: When to send a line again to a task whose queue is full: it may be waiting for a person, so not at once.
+QUEUE_RETRY_SECONDS = 5
 
 Detail = dict[str, str]
 
@@ -156,7 +159,7 @@ def _of_domain(error: BaseException) -> ApiError | None:
         case access.Forbidden():
             return ApiError(403, "forbidden", "You may look at this, and not change it.")
         case transitions.StaleInteraction():
-            return ApiError(400, "stale_interaction", str(error))
+            return ApiError(400, "stale_interaction", str(error), extra=_answered(error))
         case transitions.InvalidSubmission():
             return ApiError(
                 400, "invalid_submission", str(error), details=[dict(detail) for detail in error.details]
@@ -170,9 +173,33 @@ def _of_domain(error: BaseException) -> ApiError | None:
             return ApiError(410, "session_expired", "This login has ended.")
         case handoff.TokenExpired():
             return unauthorized("This session has expired.", code="session_expired")
+        case tasks.TaskOver():
+            message = f"This task is over: it is {error.present}."
+            return ApiError(409, "task_over", message, extra={"status": error.present})
+        case tasks.TakesNoInput():
+            return ApiError(409, "takes_no_input", "A task of this kind takes no lines.")
+        case tasks.MessageConflict():
+            return ApiError(409, "idempotency_conflict", "This message id was used for another text.")
+        case tasks.InputQueueFull():
+            message = f"{error} Nothing was accepted. Please try again later."
+            return ApiError(429, "queue_full", message, headers={"Retry-After": str(QUEUE_RETRY_SECONDS)})
+        case clients.Unknown():
+            message = "This connection id is not known here. Connect again."
+            return ApiError(409, "connection_unknown", message)
+        case clients.Claimed():
+            return ApiError(
+                409, "claimed", f"{error} is handling this already.", extra={"claim": error.claim}
+            )
         case access.NotFound() | handoff.UnknownCode() | ObjectDoesNotExist():
             return nothing_here()
     return None
+
+
+def _answered(error: transitions.StaleInteraction) -> dict[str, str]:
+    """Who was first, for whom came second."""
+    if error.answered_at is None:
+        return {}
+    return {"answered_by": error.answered_by, "answered_at": payloads.timestamp(error.answered_at)}
 
 
 _OF_STATUS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,11 @@ from connections.access import Principal
 from connections.models import LoginFlow, ManagedAuthConnection, Task
 from connections.payloads import hosted_url
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
-from events.envelope import Envelope
-from events.models import Event
+from connections.tasks import TAKES_LINES
+from events import clients
+from events.envelope import Envelope, topic_of
+from events.models import Client, Event, Presence
+from events.states import ClientState
 
 Json = dict[str, Any]
 
@@ -33,6 +37,13 @@ WAITING_STEPS = (
 WORKING_STEPS = (FlowStep.DISCOVERING, FlowStep.SUBMITTING)
 
 TIMELINE_EVENTS = 60
+
+#: What passes: who looks and who types is shown while it is so, and is no history of the object.
+PASSING = ("claim.updated",)
+#: Left out of the feed unless it is asked for: every page that somebody turns to would be some of its lines.
+COMINGS_AND_GOINGS = (
+    *PASSING, "client.opened", "client.suspended", "client.inactive", "client.expired",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,29 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody at a subject. ``client`` is the tab, by which a page knows itself."""
+
+    client: str
+    user: str
+    typing: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Who:
+    """Who is at a subject: the one who handles it, and who else looks or types. ``rev``: the version of its claim."""
+
+    subject: str
+    rev: int
+    holder: Person | None = None
+    others: Sequence[Person] = ()
+
+    @property
+    def id(self) -> str:
+        return self.subject.partition(":")[2]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
     """What every part shows of a connection: templates only print it."""
 
@@ -87,6 +121,7 @@ class Picture:
     #: What the site itself said.
     website_error: str
     needs_attention: bool
+    who: Who
 
     @property
     def filter(self) -> str:
@@ -303,8 +338,33 @@ def _option(choice: Json) -> Option:
     return Option(id=choice["id"], label=choice["label"], note=" · ".join(new))
 
 
-def picture(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Picture:
-    """What the parts show. ``flow`` is the latest one of the connection."""
+def who(subject: str, claim: Mapping[str, Any] | None) -> Who:
+    """``claim`` as :func:`events.clients.claim_picture` makes it; None: nobody was ever there."""
+    if claim is None:
+        return Who(subject=subject, rev=0)
+    people = [
+        Person(client=each["client"], user=each["user"], typing=each["doing"] == Presence.TYPING)
+        for each in claim["people"]
+    ]
+    holder = None
+    if claim["client"]:
+        typing = any(each.client == claim["client"] and each.typing for each in people)
+        holder = Person(client=claim["client"], user=claim["user"], typing=typing)
+    others = [each for each in people if each.client != claim["client"]]
+    return Who(subject=subject, rev=claim["version"], holder=holder, others=others)
+
+
+def who_is_at(subject: str) -> Who:
+    return who(subject, clients.claims_of([subject]).get(subject))
+
+
+def picture(
+    connection: ManagedAuthConnection, flow: LoginFlow | None, claims: Mapping[str, Json] | None = None
+) -> Picture:
+    """What the parts show. ``flow`` is the latest one of the connection; ``claims`` by subject, looked up when they are not given."""
+    subject = topic_of("connection", connection.id)
+    if claims is None:
+        claims = clients.claims_of([subject])
     asking = flow if flow is not None and flow.interaction_id else None
     choices = sorted(asking.choices, key=_is_another_way) if asking else []
     return Picture(
@@ -319,6 +379,7 @@ def picture(connection: ManagedAuthConnection, flow: LoginFlow | None) -> Pictur
         sentence=_sentence(connection, flow),
         website_error=flow.website_error if flow else "",
         needs_attention=flow is not None and _needs_attention(flow),
+        who=who(subject, claims.get(subject)),
     )
 
 
@@ -346,13 +407,14 @@ def connections_of(principal: Principal) -> QuerySet[Any]:
 
 
 def pictures(rows: Iterable[Any]) -> list[Picture]:
-    """Pictures of rows of :func:`connections_of`, in the same order, with one query for all flows."""
+    """Pictures of rows of :func:`connections_of`, in the same order, with one query for all flows and one look for who is there."""
     found = list(rows)
     flows = LoginFlow.objects.in_bulk([row.flow_pk for row in found if row.flow_pk])
     for row in found:
         if row.flow_pk in flows:
             flows[row.flow_pk].connection = row
-    return [picture(row, flows.get(row.flow_pk)) for row in found]
+    claims = clients.claims_of(topic_of("connection", row.pk) for row in found)
+    return [picture(row, flows.get(row.flow_pk), claims) for row in found]
 
 
 def _latest_flows(principal: Principal) -> QuerySet[LoginFlow]:
@@ -386,13 +448,14 @@ def attention(principal: Principal, *, keep: Sequence[str] = (), limit: int = 50
 
 
 def counts(principal: Principal) -> dict[str, int]:
-    """The numbers in the navigation: logins that wait for a person, that work, and that failed (latest flows)."""
+    """The numbers in the navigation: logins that wait for a person, that work, and that failed (latest flows); and open tabs."""
     rows = _latest_flows(principal)
     running = rows.filter(status=FlowStatus.IN_PROGRESS)
     return {
         "waiting": running.filter(step__in=WAITING_STEPS).count(),
         "running": running.filter(step__in=WORKING_STEPS).count(),
         "failed": rows.filter(status=FlowStatus.FAILED).count(),
+        "tabs": clients.visible_to(principal.audiences).filter(state=ClientState.LIVE).count(),
     }
 
 
@@ -422,6 +485,20 @@ _TASK_CHIP = {
     TaskStatus.FAILED: Chip(shape="✖", tone="failed", word="Failed"),
     TaskStatus.KILLED: Chip(shape="–", tone="idle", word="Cancelled"),
 }
+
+
+LINE_CHIP = {
+    "waiting": Chip(shape="○", tone="idle", word="waiting"),
+    "delivered": Chip(shape="✔", tone="done", word="delivered"),
+    "dropped": Chip(shape="–", tone="idle", word="not delivered, the task was over"),
+}
+#: What shows a task: the beginning of the part's id, and its template.
+TASK_PARTS = (
+    ("task", "task_row"),
+    ("state", "task_state"),
+    ("lines", "task_lines"),
+    ("timeline", "task_timeline"),
+)
 
 
 def task_chip(status: str) -> Chip:
@@ -473,6 +550,10 @@ def entry(
         text = words.get(event.name) or str(plain.word).lower()
         if data.get("error"):
             text += f": {data['error']}"
+    elif kind == "client":
+        plain, text = _CLIENT_CHIP[ClientState(data["state"])], _told_client(event)
+    elif event.name.startswith("claim."):
+        plain, text = _told_claim(event)
     elif event.name == "connection.status":
         signed_in = data.get("status") == ConnectionStatus.AUTHENTICATED
         plain = Chip(
@@ -485,7 +566,8 @@ def entry(
         text = {"created": "connection created", "updated": "changed", "deleted": "connection deleted"}[
             event.name.partition(".")[2]
         ]
-    href = f"/connections/{object_id}" if kind == "connection" and event.topic in labels else ""
+    page = {"connection": "connections", "task": "tasks"}.get(kind)
+    href = f"/{page}/{object_id}" if page and event.topic in labels else ""
     label = labels.get(event.topic) or _named(event) or event.topic
     return Entry(
         id=event.id,
@@ -500,8 +582,46 @@ def entry(
     )
 
 
+_CLIENT_WORDS = {
+    "client.opened": "connected",
+    "client.suspended": "went to the background",
+    "client.inactive": "is gone",
+    "client.expired": "did not come back; what it handled was released",
+}
+
+
+def _told_client(event: Event) -> str:
+    if event.name == "client.closed":
+        return f"disconnected by {event.actor}: {event.data.get('reason')}"
+    path = event.data.get("path")
+    return f"{_CLIENT_WORDS[event.name]}{f' ({path})' if path else ''}"
+
+
+def _told_claim(event: Event) -> tuple[Chip, str]:
+    data = event.data
+    user, before = data.get("user"), data.get("previous_user")
+    if event.name == "claim.taken":
+        chip = Chip(shape="◉", tone="working", word="Handled")
+        return chip, f"{user} took it over from {before}" if before else f"{user} is handling it"
+    chip = Chip(shape="○", tone="idle", word="Not handled")
+    why = {
+        "released": "let it go",
+        "expired": "is gone and does not handle it any more",
+        "disconnected": "was disconnected and does not handle it any more",
+        "finished": "handled it to its end",
+    }
+    if event.name == "claim.released":
+        return (
+            chip,
+            f"{before or 'somebody'} {why.get(str(data.get('reason')), 'does not handle it any more')}",
+        )
+    return chip, "who looks and who types changed"
+
+
 def _named(event: Event) -> str:
     """The name that an event carries itself, for objects that are gone."""
+    if event.topic.startswith("client:"):
+        return f"Tab of {event.data.get('user')}" if event.data.get("path") else str(event.data.get("user"))
     if "domain" in event.data and "profile_name" in event.data:
         return f"{event.data['domain']} / {event.data['profile_name']}"
     return str(event.data.get("title", ""))
@@ -533,7 +653,7 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
     rows = Event.objects.filter(topic=f"connection:{connection.id}")
     if flow is not None:
         rows = rows.filter(at__gte=flow.started_at)
-    events = list(rows.order_by("-id")[:TIMELINE_EVENTS])[::-1]
+    events = list(rows.exclude(name__in=PASSING).order_by("-id")[:TIMELINE_EVENTS])[::-1]
     labels = {f"connection:{connection.id}": str(connection)}
     told: list[Entry] = []
     seen_flow = False
@@ -542,6 +662,130 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
         told.append(entry(event, labels=labels, first=not seen_flow, took=took))
         seen_flow = seen_flow or event.name == "flow.state"
     return told
+
+
+_TASK_STATES = ("task.created", "task.status")
+
+
+def task_context(task: Task) -> Json:
+    """What the parts of a task's page show: its state, its newest lines in the order of acceptance, what happened to it."""
+    # That lines came and went is told by the list of lines itself.
+    passing = ("task.updated", *PASSING)
+    rows = Event.objects.filter(topic=f"task:{task.id}").exclude(name__in=passing).order_by("-id")
+    labels = {f"task:{task.id}": task.title}
+    lines = list(task.inputs.defer("sealed").order_by("-number")[:TIMELINE_EVENTS])[::-1]
+    told = [entry(event, labels=labels) for event in list(rows[:TIMELINE_EVENTS])[::-1]]
+    return {
+        "task": task,
+        "chip": task_chip(task.status),
+        "who": who_is_at(topic_of("task", task.id))
+        if task.kind in TAKES_LINES and not task.is_over
+        else None,
+        "lines": [(line, LINE_CHIP[line.state]) for line in lines],
+        "entries": told,
+        # Not the row's updated_at: a line that comes is a change, and leaves the state as it is.
+        "since": next((each.at for each in reversed(told) if each.name in _TASK_STATES), task.created_at),
+    }
+
+
+# ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_CLIENT_CHIP = {
+    ClientState.LIVE: Chip(shape="●", tone="done", word="Live"),
+    ClientState.SUSPENDED: Chip(shape="◑", tone="idle", word="In the background"),
+    ClientState.INACTIVE: Chip(shape="○", tone="waiting", word="Gone"),
+    ClientState.EXPIRED: Chip(shape="⧖", tone="idle", word="Expired"),
+    ClientState.CLOSED: Chip(shape="–", tone="idle", word="Disconnected"),
+}
+_LOST = Chip(shape="○", tone="waiting", word="Lost contact")
+#: A lag is counted up to here.
+MAX_LAG = 1000
+#: What the position of a stream may be older than the moment that it was written down.
+LAG_GRACE = dt.timedelta(seconds=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tab:
+    """A client as its row shows it. ``lag``: events that its stream had not been handed when that was last looked at."""
+
+    client: Client
+    chip: Chip
+    live: bool
+    browser: str
+    sees: str
+    lag: int
+
+    @property
+    def link(self) -> str:
+        """The page that it shows, where that is one of ours to follow."""
+        return self.client.path if re.fullmatch(r"/(?!/)[\w/.-]*", self.client.path, re.ASCII) else ""
+
+    @property
+    def over(self) -> bool:
+        return not self.client.keeps_claims
+
+
+_BROWSERS = (
+    ("Edg/", "Edge"),
+    ("OPR/", "Opera"),
+    ("SamsungBrowser/", "Samsung Internet"),
+    ("Firefox/", "Firefox"),
+    ("FxiOS/", "Firefox"),
+    ("CriOS/", "Chrome"),
+    ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"),
+)
+_SYSTEMS = (
+    ("iPhone", "iOS"), ("iPad", "iPadOS"), ("Android", "Android"), ("Windows", "Windows"), ("Mac OS X", "macOS"),
+    ("CrOS", "ChromeOS"), ("Linux", "Linux"),
+)  # fmt: skip
+
+
+def browser_of(user_agent: str) -> str:
+    """``Firefox, Linux``; of a program its own name: ``python-httpx 0.28.1``. User agents say what they like: words, no knowledge."""
+    browser = next((word for mark, word in _BROWSERS if mark in user_agent), "")
+    if not browser:
+        name, _, version = user_agent.partition(" ")[0].partition("/")
+        return f"{name} {version}".strip()[:60] or "unknown"
+    system = next((word for mark, word in _SYSTEMS if mark in user_agent), "")
+    return f"{browser}, {system}" if system else browser
+
+
+def _sees(watches: Sequence[str]) -> str:
+    """What a stream asked for, in words."""
+    kinds = [name for name in watches if ":" not in name]
+    found = [f"all {_and(kinds)}"] if kinds else []
+    for kind in ("connection", "task", "client"):
+        count = sum(name.startswith(f"{kind}:") for name in watches)
+        if count and f"{kind}s" not in kinds:
+            found.append(f"{count} {kind}{'s' if count > 1 else ''}")
+    return _and(found) if found else "everything"
+
+
+def _lag(client: Client) -> int:
+    if client.sent_cursor is None or client.last_seen_at is None:
+        return 0
+    missed = Event.objects.filter(id__gt=client.sent_cursor, at__lt=client.last_seen_at - LAG_GRACE)
+    return missed[:MAX_LAG].count()
+
+
+def tab(client: Client, now: dt.datetime) -> Tab:
+    """``now``: by the database's clock."""
+    live = clients.seems_live(client, now)
+    lost = client.state == ClientState.LIVE and not live
+    return Tab(
+        client=client,
+        chip=_LOST if lost else _CLIENT_CHIP[ClientState(client.state)],
+        live=live and client.state == ClientState.LIVE,
+        browser=browser_of(client.user_agent),
+        sees=_sees(client.watches),
+        lag=_lag(client) if live else 0,
+    )
+
+
+def client_part(client: Client) -> str:
+    context = {"tab": tab(client, clients.database_now())}
+    return _partial(f"client-{client.pk}", render_to_string("dashboard/parts/client_row.html", context))
 
 
 def earlier_logins(connection: ManagedAuthConnection) -> list[tuple[LoginFlow, Chip]]:
@@ -620,6 +864,12 @@ def live_message(envelope: Envelope) -> str | None:
     The same for every viewer; rendered once per event and process. None: no page shows anything of it.
     """
     kind, _, object_id = envelope.topic.partition(":")
+    if envelope.name.startswith("claim."):
+        html = render_to_string("dashboard/parts/who.html", {"who": who_is_at(envelope.topic)})
+        return _partial(f"who-{object_id}", html)
+    if kind == "client":
+        client = Client.objects.filter(owner_id=envelope.audience, cid=object_id).first()
+        return None if client is None else client_part(client)
     if kind == "connection":
         item = present(object_id)
         if item is None:
@@ -629,8 +879,9 @@ def live_message(envelope: Envelope) -> str | None:
         task = Task.objects.filter(pk=object_id).select_related("connection__profile", "owner").first()
         if task is None:
             return None
-        html = render_to_string(
-            "dashboard/parts/task_row.html", {"task": task, "chip": task_chip(task.status)}
+        context = task_context(task)
+        return "".join(
+            _partial(f"{target}-{task.id}", render_to_string(f"dashboard/parts/{template}.html", context))
+            for target, template in TASK_PARTS
         )
-        return _partial(f"task-{task.id}", html)
     return None

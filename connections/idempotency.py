@@ -1,4 +1,4 @@
-"""``Idempotency-Key``: a POST that comes again gets the answer that it got (wire contract, section 6).
+"""``Idempotency-Key``: a POST that comes again gets the answer that it got (wire contract, section 6). API and pages alike.
 
 The key, what the request did and its answer are **one transaction**. So a process that dies in between leaves nothing behind and
 the repetition acts; and of two identical requests at once the second waits at the unique constraint until the first
@@ -7,12 +7,12 @@ has committed, then reads its answer. Nothing has to be taken over, timed out or
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from rest_framework.response import Response
 
 from connections import vault
 from connections.errors import ApiError, invalid_request
@@ -20,16 +20,24 @@ from connections.models import IdempotentAnswer
 
 KEPT = dt.timedelta(hours=24)
 MAX_KEY = 255
-#: Headers that belong to the answer and are kept with it; all others are made anew each time.
-_KEPT_HEADERS = ("x-should-retry", "retry-after")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is kept: a status, a JSON value and headers. ``replayed``: it was given before, and nothing was done now."""
+
+    status: int
+    data: Any
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    replayed: bool = False
 
 
 class _NotKept(Exception):
     """Leaves the transaction without a trace, with the answer."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status_code)
-        self.response = response
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 def key_of(header: str | None) -> str | None:
@@ -51,7 +59,7 @@ def key_of(header: str | None) -> str | None:
     return header
 
 
-def once(*, scope: str, key: str, request: Any, act: Callable[[], Response], now: dt.datetime) -> Response:
+def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: dt.datetime) -> Answer:
     """Act, or repeat the answer. ``request`` is the JSON value that tells two requests apart (method, path, body).
 
     ``act`` returns its errors as answers. 401, 429 and 5xx are not kept, nor is anything that led to them: the next try acts.
@@ -64,16 +72,15 @@ def once(*, scope: str, key: str, request: Any, act: Callable[[], Response], now
             row = _claim(scope, key, fingerprint, now)
             if row is None:
                 return _repeat(scope, key, fingerprint)
-            response = act()
-            if response.status_code in (401, 429) or response.status_code >= 500:
-                raise _NotKept(response)
-            headers = {name: response[name] for name in _KEPT_HEADERS if name in response}
-            row.status_code = response.status_code
-            row.sealed = vault.seal({"data": response.data, "headers": headers})
+            answer = act()
+            if answer.status in (401, 429) or answer.status >= 500:
+                raise _NotKept(answer)
+            row.status_code = answer.status
+            row.sealed = vault.seal({"data": answer.data, "headers": dict(answer.headers)})
             row.save(update_fields=["status_code", "sealed"])
-            return response
+            return answer
     except _NotKept as error:
-        return error.response
+        return error.answer
 
 
 def _claim(scope: str, key: str, fingerprint: str, now: dt.datetime) -> IdempotentAnswer | None:
@@ -87,10 +94,9 @@ def _claim(scope: str, key: str, fingerprint: str, now: dt.datetime) -> Idempote
         return None
 
 
-def _repeat(scope: str, key: str, fingerprint: str) -> Response:
+def _repeat(scope: str, key: str, fingerprint: str) -> Answer:
     row = IdempotentAnswer.objects.get(scope=scope, key=key)
     if not vault.same(row.fingerprint, fingerprint):
         raise ApiError(409, "idempotency_conflict", "This Idempotency-Key was used for another request.")
-    answer = vault.unseal(row.sealed)
-    headers = {**answer["headers"], "Idempotent-Replayed": "true"}
-    return Response(answer["data"], status=row.status_code, headers=headers)
+    assert row.status_code is not None, "a row is seen by others when it is complete"
+    return Answer(status=row.status_code, replayed=True, **vault.unseal(row.sealed))

@@ -24,6 +24,7 @@ from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 
 from connections.errors import ApiError, Detail, flatten, invalid_request, too_large
+from events import clients
 
 Json = dict[str, Any]
 
@@ -586,6 +587,95 @@ class Exchange(Closed):
 
 class Empty(Closed):
     """No keys at all."""
+
+
+MAX_LINE = 65_536
+
+
+class Line(Text):
+    """What is typed into a task: 1 byte to 64 KiB as UTF-8, of any characters."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if len(text.encode()) > MAX_LINE:
+            raise serializers.ValidationError(f"It may have at most {MAX_LINE} bytes.", code="max_length")
+        return text
+
+
+class TaskInput(Closed):
+    """A line for a task. ``client_message_id`` is for clients that cannot set the header Idempotency-Key."""
+
+    text = Line()
+    client_message_id = Text(required=False, max_length=255)
+
+
+#: Epochs and cursors are numbers of the database.
+MAX_NUMBER = 2**63 - 1
+
+
+class Nonce(Text):
+    """What a page or the server made up to recognise its own question."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=100, **kwargs)
+
+
+class Subject(Text):
+    """What can be claimed: ``connection:<id>`` or ``task:<id>``."""
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return clients.normal_subject(super().to_internal_value(data))
+        except ValueError as error:
+            raise serializers.ValidationError(str(error), code="invalid") from None
+
+
+class Probe(Closed):
+    """A question to one's own stream. ``cursor``: what the page has applied."""
+
+    epoch = Whole(min_value=1, max_value=MAX_NUMBER)
+    nonce = Nonce()
+    cursor = Whole(required=False, min_value=0, max_value=MAX_NUMBER)
+
+
+class ProbeAnswer(Closed):
+    """The page that was asked is there."""
+
+    nonce = Nonce()
+
+
+class Suspend(Closed):
+    """The page goes to the background. ``leaving``: it ends, so that the next page need not ask whether it is still there."""
+
+    leaving = Flag(required=False)
+    epoch = Whole(min_value=1, max_value=MAX_NUMBER)
+    cursor = Whole(required=False, min_value=0, max_value=MAX_NUMBER)
+
+
+class SuspendForm(Suspend):
+    """As ``navigator.sendBeacon`` sends it, with the token of the page, for a beacon has no headers."""
+
+    csrfmiddlewaretoken = Text(required=False)
+
+
+class Disconnect(Closed):
+    """Why, in words: the page that is disconnected shows it."""
+
+    reason = Text(required=False, max_length=200, allow_blank=True)
+
+
+class TakeClaim(Closed):
+    """``takeover``: also when somebody else is handling it; both are told."""
+
+    subject = Subject()
+    takeover = Flag(required=False)
+
+
+class BePresent(Closed):
+    """Empty: not any more."""
+
+    subject = Subject()
+    doing = OneOf(["looking", "typing", ""], allow_blank=True)
 
 
 class _Totp(Closed):

@@ -430,6 +430,9 @@ class Task(Owned):
     finished_at = models.DateTimeField(null=True, blank=True)
     exit_code = models.IntegerField(null=True, blank=True)
     error = models.CharField(max_length=500, blank=True)
+    inputs_waiting = models.PositiveIntegerField(
+        default=0, db_default=0, editable=False, help_text="lines nobody has taken yet"
+    )
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
     class Meta:
@@ -464,6 +467,42 @@ class Task(Owned):
     @property
     def is_over(self) -> bool:
         return self.status in TASK_END
+
+
+class TaskInput(models.Model):
+    """A line that somebody sent to a task. Encrypted until the task takes it, then erased: it may be a password."""
+
+    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="inputs")
+    number = models.PositiveIntegerField(help_text="the order of acceptance, from 1")
+    message_id = models.CharField(max_length=255, help_text="the sender's name for this line")
+    fingerprint = models.CharField(
+        max_length=64, editable=False, help_text="keyed hash, to know a repetition by"
+    )
+    sealed = models.BinaryField(null=True, editable=False)
+    byte_count = models.PositiveIntegerField()
+    submitted_by = models.CharField(max_length=200)
+    created_at = models.DateTimeField()
+    taken_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at", "-pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["task", "number"], name="task_input_number_once_per_task"),
+            models.UniqueConstraint(fields=["task", "message_id"], name="task_input_once_per_message"),
+            models.CheckConstraint(
+                condition=Q(taken_at__isnull=True) | Q(sealed__isnull=True), name="task_input_taken_is_erased"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"line {self.number} of {self.task_id}"
+
+    @property
+    def state(self) -> str:
+        """``waiting``, ``delivered``, or ``dropped``: the task was over before it took the line."""
+        if self.taken_at is not None:
+            return "delivered"
+        return "dropped" if self.task.is_over else "waiting"
 
 
 class IdempotentAnswer(models.Model):

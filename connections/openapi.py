@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
@@ -18,13 +19,20 @@ from rest_framework import serializers
 
 from connections import inputs, payloads
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskKind, TaskStatus
+from events.states import ClientState
 
 Json = dict[str, Any]
+
+FORM = "application/x-www-form-urlencoded"
 
 
 class DetailShape(TypedDict):
     code: str
     message: str
+
+
+class PresentClaimShape(payloads.ClaimShape):
+    """Who has it."""
 
 
 class _ErrorBase(TypedDict):
@@ -38,10 +46,28 @@ class ErrorShape(_ErrorBase, total=False):
     details: list[DetailShape]
     inner_error: DetailShape
     existing_id: str
+    status: str
+    answered_by: str
+    answered_at: str
+    claim: PresentClaimShape
+
+
+class ProbedShape(TypedDict):
+    """The nonce comes back over the stream; that it was accepted proves nothing."""
+
+    nonce: str
 
 
 class AcceptedShape(TypedDict):
     accepted: bool
+
+
+class ReceiptShape(TypedDict):
+    """The line is kept and will be delivered, after those that were accepted before it."""
+
+    accepted: bool
+    client_message_id: str
+    task_id: str
 
 
 class ExchangeShape(TypedDict):
@@ -86,6 +112,7 @@ _ENUMS: dict[tuple[type, str], type] = {
     (payloads.LoginShape, "flow_type"): FlowType,
     (payloads.TaskShape, "status"): TaskStatus,
     (payloads.TaskShape, "kind"): TaskKind,
+    (payloads.ClientShape, "state"): ClientState,
 }
 
 
@@ -158,6 +185,21 @@ class _BearerExtension(OpenApiAuthenticationExtension):
         }
 
 
+class _SessionExtension(OpenApiAuthenticationExtension):
+    target_class = "connections.authentication.BrowserAuthentication"
+    name = "session"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> Json:
+        return {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": settings.SESSION_COOKIE_NAME,
+            "description": (
+                "The session of the dashboard. Whatever changes something needs X-CSRFToken (or csrfmiddlewaretoken in a form) as well."
+            ),
+        }
+
+
 _ERRORS = {
     400: "The request is not valid: unknown keys, wrong types, or the code says what.",
     401: "No valid key or session token.",
@@ -166,7 +208,7 @@ _ERRORS = {
     409: "This is not possible right now, or exists already.",
     410: "The login has ended.",
     413: "The body is too large.",
-    415: "The body is not application/json.",
+    415: "The body is of a content type that is not taken here.",
     429: "Too many requests; Retry-After says how many seconds to wait.",
 }
 IDEMPOTENCY_KEY = OpenApiParameter(
@@ -175,10 +217,20 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="1 to 255 printable characters. The same key and body get the same answer for 24 hours.",
 )
+CONNECTION_ID = OpenApiParameter(
+    "X-Connection-ID",
+    str,
+    OpenApiParameter.HEADER,
+    description=(
+        "The client that acts (the connection_id of its stream's welcome). Never needed. 409 connection_unknown: connect again."
+    ),
+)
 PAGE = [
     OpenApiParameter("limit", int, description="1 to 100, 20 by default; more is clamped."),
     OpenApiParameter("offset", int, description="How many to skip."),
 ]
+#: What 403 is besides, where the session of the dashboard opens an operation that changes something.
+_CSRF = "csrf_failed: a browser's session without the token of its page."
 _PAGE_HEADERS = [
     OpenApiParameter(
         "X-Has-More", bool, OpenApiParameter.HEADER, response=[200], description="Whether there are more."
@@ -201,13 +253,20 @@ def operation(
     success: int = 200,
     answer: Any = None,
     takes: type[inputs.Closed] | None = None,
+    form: type[inputs.Closed] | None = None,
     errors: tuple[int, ...] = (),
     query: list[OpenApiParameter] | None = None,
     post: bool = False,
+    acts: bool = False,
+    browser: bool = False,
     paged: bool = False,
     public: bool = False,
 ) -> Any:
-    """The description of one operation. 401 (unless ``public``) and what every body can get wrong are added."""
+    """The description of one operation. 401 (unless ``public``) and what every body can get wrong are added.
+
+    ``post``: it honours Idempotency-Key. ``acts``: it changes something, and says for which client (so does every ``post``);
+    ``browser``: for the session of the dashboard as well. ``form``: the body is taken as a form, too.
+    """
     wrong = set(errors) | (set() if public else {401})
     if takes is not None:
         wrong |= {400, 413, 415}
@@ -215,6 +274,12 @@ def operation(
     if post:
         parameters.append(IDEMPOTENCY_KEY)
         wrong |= {400, 409}
+    acts = (acts or post) and not public
+    if acts:
+        parameters.append(CONNECTION_ID)
+        wrong |= {400, 409}
+    if acts and browser:
+        wrong |= {403}
     if paged:
         parameters += [*PAGE, *_PAGE_HEADERS]
         wrong |= {400}
@@ -222,20 +287,30 @@ def operation(
         success: OpenApiResponse(answer, description="Done." if answer is None else "")
     }
     for status in sorted(wrong):
-        responses[status] = OpenApiResponse(shape(ErrorShape), description=_ERRORS[status])
+        text = f"{_ERRORS[403]} {_CSRF}" if status == 403 and acts and browser else _ERRORS[status]
+        responses[status] = OpenApiResponse(shape(ErrorShape), description=text)
     extra: dict[str, Any] = {"auth": []} if public else {}
     return extend_schema(
         operation_id=name,
         summary=summary,
         tags=[tag],
-        request=takes,
+        request=takes if form is None else {"application/json": takes, FORM: form},
         responses=responses,
         parameters=parameters,
         **extra,
     )
 
 
-def _stream(name: str, summary: str, tag: str, parameters: list[Json], errors: tuple[int, ...]) -> Json:
+def _stream(
+    name: str,
+    summary: str,
+    tag: str,
+    parameters: list[Json],
+    errors: tuple[int, ...],
+    *,
+    clients: bool = False,
+) -> Json:
+    """``clients``: pages of the dashboard follow it as well, and one page can lose its stream to another."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     described = {**_ERRORS, 503: "The process is full or stopping; Retry-After says when to come again."}
     return {
@@ -244,12 +319,13 @@ def _stream(name: str, summary: str, tag: str, parameters: list[Json], errors: t
             "summary": summary,
             "tags": [tag],
             "parameters": parameters,
-            "security": [{"bearer": []}],
+            "security": [{"bearer": []}, *([{"session": []}] if clients else [])],
             "responses": {
                 "200": {
                     "description": "Server-sent events, UTF-8, until the end of the stream.",
                     "content": {"text/event-stream": {"schema": {"type": "string"}}},
                 },
+                **({"204": {"description": _SUPERSEDED}} if clients else {}),
                 **{str(status): {"description": described[status], "content": error} for status in errors},
             },
         }
@@ -265,6 +341,10 @@ def _parameter(name: str, where: Literal["path", "query", "header"], text: str) 
         **({"required": True} if where == "path" else {}),
     }
 
+
+_SUPERSEDED = (
+    "Another page has taken the client over since. Do not come back by yourself: an EventSource does not."
+)
 
 #: events/consumers.py and connections/consumers.py answer these, before Django's URLs are asked.
 STREAMS: Json = {
@@ -289,8 +369,14 @@ STREAMS: Json = {
             _parameter("Last-Event-ID", "header", "As after, and wins over it."),
             _parameter("cid", "query", "The stable id of a browser tab."),
             _parameter("page", "query", "A nonce of the page load, together with cid."),
+            _parameter(
+                "path",
+                "query",
+                "The path of the page, together with cid: others see where it is. At most 300 characters.",
+            ),
         ],
         (400, 401, 429, 503),
+        clients=True,
     ),
 }
 

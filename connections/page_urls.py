@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from connections import views
+from connections import client_pages, views
 
 urlpatterns = [
     path("", views.home, name="home"),
@@ -22,6 +22,10 @@ urlpatterns = [
     path("connections/<str:connection_id>/check", views.check, name="connection-check"),
     path("connections/<str:connection_id>/link", views.link, name="connection-link"),
     path("tasks", views.task_list, name="tasks"),
+    path("tasks/<str:task_id>", views.task_detail, name="task"),
+    path("tasks/<str:task_id>/input", views.task_input, name="task-input"),
+    path("clients", client_pages.client_list, name="clients"),
+    path("clients/<int:pk>/disconnect", client_pages.client_disconnect, name="client-disconnect"),
     path("events", views.event_feed, name="events"),
     path("signin", views.SignIn.as_view(), name="signin"),
     path("signout", views.SignOut.as_view(), name="signout"),

@@ -7,6 +7,7 @@ those of Kernel's SDK; what is ours is ``version``, ``flow_id`` and ``input_expi
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 from django.conf import settings
@@ -18,6 +19,7 @@ from connections.models import (
     ManagedAuthConnection,
     Profile,
     Task,
+    TaskInput,
 )
 from connections.states import FlowType
 
@@ -199,6 +201,62 @@ class TaskShape(TypedDict):
     finished_at: str | None
     exit_code: int | None
     error: str | None
+    inputs_waiting: int
+    version: int
+
+
+class TaskInputShape(TypedDict):
+    number: int
+    client_message_id: str
+    status: str
+    byte_count: int
+    submitted_by: str
+    created_at: str
+    taken_at: str | None
+
+
+class TaskDetailShape(TaskShape):
+    """A task and its newest lines, without their texts."""
+
+    inputs: list[TaskInputShape]
+
+
+class ClientShape(TypedDict):
+    """A browser tab or a program with a stable id; ``events.clients.picture`` makes it."""
+
+    id: str
+    user: str
+    state: str
+    reason: str | None
+    epoch: int
+    path: str | None
+    watches: list[str]
+    user_agent: str | None
+    address: str | None
+    cursor: int | None
+    sent_cursor: int | None
+    opened_at: str | None
+    connected_at: str | None
+    last_seen_at: str | None
+    expires_at: str | None
+    version: int
+
+
+class PersonShape(TypedDict):
+    client: str
+    user: str
+    doing: str
+
+
+class ClaimShape(TypedDict):
+    """Who is handling a subject, and who else looks or types; ``events.clients.claim_picture`` makes it."""
+
+    id: str
+    subject: str
+    client: str | None
+    user: str | None
+    taken_at: str | None
+    people: list[PersonShape]
     version: int
 
 
@@ -473,5 +531,23 @@ def task(row: Task) -> TaskShape:
         "finished_at": _maybe(row.finished_at),
         "exit_code": row.exit_code,
         "error": row.error or None,
+        "inputs_waiting": row.inputs_waiting,
         "version": row.version,
+    }
+
+
+def task_detail(row: Task, lines: Iterable[TaskInput]) -> TaskDetailShape:
+    return {**task(row), "inputs": [task_input(line) for line in lines]}
+
+
+def task_input(row: TaskInput) -> TaskInputShape:
+    """A line, never its text."""
+    return {
+        "number": row.number,
+        "client_message_id": row.message_id,
+        "status": row.state,
+        "byte_count": row.byte_count,
+        "submitted_by": row.submitted_by,
+        "created_at": timestamp(row.created_at),
+        "taken_at": _maybe(row.taken_at),
     }

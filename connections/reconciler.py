@@ -15,10 +15,12 @@ from django.db.models import Q
 from connections import transitions
 from connections.models import IdempotentAnswer, LoginFlow, Task
 from connections.states import TASK_HELD, FlowStatus, FlowStep
-from events import log
+from events import clients, log
 
 logger = logging.getLogger(__name__)
 LIMIT = 200
+#: How long one tick prunes. The urgent sweeps wait meanwhile, so it is short.
+PRUNE_SECONDS = 2.0
 IDEMPOTENCY_RETENTION = dt.timedelta(hours=24)
 
 
@@ -47,9 +49,14 @@ def _one_by_one(verb: Callable[[str], bool], ids: Iterable[str]) -> Iterator[boo
             logger.exception("the reconciler could not deal with %s; the next tick tries again", pk)
 
 
+def sweep_clients(now: dt.datetime) -> int:
+    """Clients whose server died, or that nobody came back for. The servers do this, too; this is for when there is none."""
+    return clients.sweep()
+
+
 def prune_log(now: dt.datetime) -> int:
-    """Events older than the retention."""
-    return log.prune(now - dt.timedelta(days=settings.EVENT_RETENTION_DAYS), limit=1000)
+    """Events older than the retention: all of them, or as many as PRUNE_SECONDS allow."""
+    return log.prune_all(now - dt.timedelta(days=settings.EVENT_RETENTION_DAYS), seconds=PRUNE_SECONDS)
 
 
 def prune_idempotent_answers(now: dt.datetime) -> int:
@@ -62,7 +69,7 @@ def prune_idempotent_answers(now: dt.datetime) -> int:
 Sweep = Callable[[dt.datetime], int]
 
 #: What cannot wait, and what can.
-URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks)
+URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks, sweep_clients)
 LEISURELY: tuple[Sweep, ...] = (prune_log, prune_idempotent_answers)
 
 

@@ -15,7 +15,8 @@ from django.db.models import QuerySet
 
 from connections import telling, transitions, vault
 from connections.access import NotFound, Principal
-from connections.models import ApiKey, Credential, ManagedAuthConnection, Profile, new_id
+from connections.models import ApiKey, Credential, ManagedAuthConnection, Profile, Task, new_id
+from connections.states import TASK_END
 from connections.totp import Generator
 
 Json = dict[str, Any]
@@ -109,7 +110,12 @@ def rename_profile(*, profile_id: str, name: str, actor: Principal, now: dt.date
 def delete_profile(*, profile_id: str, actor: Principal, now: dt.datetime) -> None:
     """Delete a profile with its state and its connections; a running login is canceled first."""
     with transaction.atomic():
-        for connection in _lock_connections(profile_id=profile_id):
+        connections = _lock_connections(profile_id=profile_id)
+        list(Profile.objects.select_for_update().filter(pk=profile_id))
+        # All that is locked is locked before the first is told: telling takes the lock of the log, which comes last.
+        running = Task.objects.filter(connection__in=connections).exclude(status__in=TASK_END)
+        list(running.select_for_update(of=("self",)).order_by("pk"))
+        for connection in connections:
             transitions.delete_connection(connection_id=connection.pk, actor=actor, now=now)
         Profile.objects.filter(pk=profile_id).delete()
 

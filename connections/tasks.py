@@ -13,10 +13,13 @@ from collections.abc import Collection
 from django.conf import settings
 from django.db import connection as database
 from django.db import transaction
+from django.db.models import Sum
 
-from connections import telling
-from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections import telling, vault
+from connections.models import LoginFlow, ManagedAuthConnection, Task, TaskInput
 from connections.states import TASK_ARROWS, TASK_END, TASK_HELD, TaskKind, TaskStatus
+from events import clients
+from events.envelope import topic_of
 
 
 class InvalidTransition(Exception):
@@ -30,6 +33,33 @@ class InvalidTransition(Exception):
 
 class LeaseLost(Exception):
     """Somebody else holds the task by now, or nobody does."""
+
+
+#: What takes lines while it runs. A login asks its own questions, each with an answer of its own.
+TAKES_LINES = frozenset({TaskKind.COMMAND})
+#: How many lines of one task may wait, and how many bytes together: a task that is stuck must not fill the database.
+TASK_INPUT_LIMIT = 100
+TASK_INPUT_BYTES = 1024 * 1024
+
+
+class TaskOver(Exception):
+    """The task takes nothing any more. ``present`` is how it ended."""
+
+    def __init__(self, present: str) -> None:
+        super().__init__(present)
+        self.present = present
+
+
+class TakesNoInput(Exception):
+    """Tasks of this kind take no lines."""
+
+
+class InputQueueFull(Exception):
+    """Too much waits for this task already. The text is fit to be shown."""
+
+
+class MessageConflict(Exception):
+    """This message id belongs to another text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,12 +180,93 @@ def finish(
     now: dt.datetime,
     error: str = "",
     exit_code: int | None = None,
+    handled: bool = True,
 ) -> None:
-    """To one of the ends. ``row`` is locked by the caller."""
+    """To one of the ends. ``row`` is locked by the caller. ``handled``: whoever handles it is released; nothing may have been told yet."""
     row.error = error[:500]
     row.exit_code = exit_code
     row.finished_at = now
+    if row.inputs_waiting:
+        # Nobody will ever read them.
+        row.inputs.exclude(sealed=None).update(sealed=None)
+        row.inputs_waiting = 0
+    if handled and row.kind in TAKES_LINES:
+        clients.finish(topic_of("task", row.id), actor=actor)
     _move(row, status, actor=actor, now=now)
+
+
+# ── Lines for a task ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_input(*, task_id: str, text: str, message_id: str, actor: str, now: dt.datetime) -> TaskInput:
+    """Put a line at the end of the task's own queue, whatever the task is doing: the order of acceptance is the order of delivery.
+
+    The same message again is the line that it was. The text goes into the row, encrypted, and nowhere else.
+
+    :raises TakesNoInput: a task of this kind has no use for lines.
+    :raises MessageConflict: the message id was used for another text.
+    :raises TaskOver: it has ended.
+    :raises InputQueueFull: as much as may wait is waiting already; nothing of this line was kept.
+    """
+    fingerprint = vault.fingerprint([task_id, text])
+    size = len(text.encode())
+    with transaction.atomic():
+        row = Task.objects.select_for_update().get(pk=task_id)
+        if row.kind not in TAKES_LINES:
+            raise TakesNoInput(row.kind)
+        known = row.inputs.filter(message_id=message_id).first()
+        if known is not None:
+            if not vault.same(known.fingerprint, fingerprint):
+                raise MessageConflict(message_id)
+            return known
+        if row.is_over:
+            raise TaskOver(row.status)
+        if row.inputs_waiting >= TASK_INPUT_LIMIT:
+            raise InputQueueFull(f"{TASK_INPUT_LIMIT} lines wait for this task already.")
+        waiting = row.inputs.exclude(sealed=None).aggregate(size=Sum("byte_count"))["size"] or 0
+        if waiting + size > TASK_INPUT_BYTES:
+            raise InputQueueFull(f"More than {TASK_INPUT_BYTES} bytes would wait for this task.")
+        last = row.inputs.order_by("-number").values_list("number", flat=True).first() or 0
+        line = TaskInput.objects.create(
+            task=row,
+            number=last + 1,
+            message_id=message_id,
+            fingerprint=fingerprint,
+            sealed=vault.seal(text),
+            byte_count=size,
+            submitted_by=actor[:200],
+            created_at=now,
+        )
+        _count_inputs(row, 1, actor=actor, now=now)
+        return line
+
+
+def take_input(*, hold: Hold, now: dt.datetime) -> str | None:
+    """The line that waits longest, once: it is erased in the same transaction. None when none waits.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    if not TaskInput.objects.filter(task_id=hold.task_id).exclude(sealed=None).exists():
+        return None
+    with transaction.atomic():
+        row = lock_held(hold)
+        line = row.inputs.exclude(sealed=None).order_by("number").first()
+        if line is None:
+            return None
+        text = str(vault.unseal(line.sealed))
+        line.sealed = None
+        line.taken_at = now
+        line.save(update_fields=["sealed", "taken_at"])
+        _count_inputs(row, -1, actor=hold.worker, now=now)
+        return text
+
+
+def _count_inputs(row: Task, more: int, *, actor: str, now: dt.datetime) -> None:
+    row.inputs_waiting += more
+    row.version += 1
+    row.updated_at = now
+    row.save(update_fields=["inputs_waiting", "version", "updated_at"])
+    telling.task("task.updated", row, at=now, actor=actor)
 
 
 def _move(row: Task, status: TaskStatus, *, actor: str, now: dt.datetime) -> None:

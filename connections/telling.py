@@ -18,16 +18,18 @@ def _send(
     body = {"id": object_id, "version": version, "at": payloads.timestamp(at), **data}
     status_changed.send(
         sender,
-        change=Change(
-            name=name,
-            topic=topic,
-            audience=owner_id,
-            object_id=object_id,
-            version=version,
-            at=at,
-            actor=actor,
-            data=body,
-        ),
+        changes=[
+            Change(
+                name=name,
+                topic=topic,
+                audience=owner_id,
+                object_id=object_id,
+                version=version,
+                at=at,
+                actor=actor,
+                data=body,
+            )
+        ],
     )
 
 

@@ -1,7 +1,7 @@
 """One verb per arrow of connections and login flows. Together with ``tasks.py`` the only writer of a status.
 
-Each verb opens the transaction, takes the locks in the order connection → flow → task, checks the arrow, writes, tells and
-returns the row. Time is an argument. ``version`` of the connection grows by one with every change, and the flow keeps
+Each verb opens the transaction, takes the locks in the order connection → flow → task → claim → log, checks the arrow, writes, tells
+and returns the row. Time is an argument. ``version`` of the connection grows by one with every change, and the flow keeps
 the number of its last one, so every reader can tell the newer of two pictures.
 
 Verbs of people come first, verbs of workers (which carry a :class:`~connections.tasks.Hold`) after them.
@@ -43,6 +43,8 @@ from connections.states import (
     TaskStatus,
 )
 from connections.tasks import Hold, InvalidTransition, LeaseLost
+from events import clients
+from events.envelope import topic_of
 
 Json = dict[str, Any]
 
@@ -96,7 +98,16 @@ class LoginInProgress(Exception):
 
 
 class StaleInteraction(Exception):
-    """The question that was answered is not the one being asked. The text is fit to be shown."""
+    """The question that was answered is not the one being asked. The text is fit to be shown.
+
+    ``first``: the answer that was accepted instead, if there was one. ``asking``: another question is open by now.
+    """
+
+    def __init__(self, message: str, *, first: Submission | None = None, asking: bool = False) -> None:
+        super().__init__(message)
+        self.answered_by = first.submitted_by if first else ""
+        self.answered_at = first.created_at if first else None
+        self.asking = asking
 
 
 class InvalidSubmission(Exception):
@@ -141,11 +152,8 @@ class TakenAnswer:
 
 
 def _lock(connection_id: str) -> ManagedAuthConnection:
-    return (
-        ManagedAuthConnection.objects.select_for_update(of=("self",))
-        .select_related("profile", "credential")
-        .get(pk=connection_id)
-    )
+    # No join under the lock: after waiting for it PostgreSQL reads the row anew, and joins it to what was there before.
+    return ManagedAuthConnection.objects.select_for_update().get(pk=connection_id)
 
 
 def _running(connection: ManagedAuthConnection) -> LoginFlow | None:
@@ -205,8 +213,11 @@ def _end(
     # The hosted page's code dies with the flow; its hash stays, so that a late use is known to be late.
     flow.handoff_sealed = None
     flow.submissions.exclude(sealed=None).update(sealed=None, taken_at=now)
-    _save_flow(flow, at=at, actor=actor)
+    # Locked before anything is told: telling takes the lock of the log, which comes last (tasks.claim has its task, and then tells).
     task = Task.objects.select_for_update().filter(flow=flow).exclude(status__in=TASK_END).first()
+    # There is nothing left to handle.
+    clients.finish(topic_of("connection", flow.connection_id), actor=actor)
+    _save_flow(flow, at=at, actor=actor)
     if task is not None:
         error = flow.error_message or ("" if status == FlowStatus.SUCCESS else flow.get_status_display())
         tasks.finish(task, _TASK_OF_END[status], actor=actor, now=at, error=error)
@@ -304,11 +315,19 @@ def delete_connection(*, connection_id: str, actor: Principal, now: dt.datetime)
     with transaction.atomic():
         row = _lock(connection_id)
         flow = _running(row)
+        # All of them before the first is told: the lock of the log comes last.
+        running = list(row.tasks.select_for_update().exclude(status__in=TASK_END).order_by("pk"))
+        clients.forget(topic_of("connection", row.id), *(topic_of("task", task.id) for task in running))
         if flow is not None:
             _cancel(flow, actor=actor, reason="The connection was deleted.", now=now)
-        for task in row.tasks.select_for_update().exclude(status__in=TASK_END):
+        for task in row.tasks.exclude(status__in=TASK_END).order_by("pk"):
             tasks.finish(
-                task, TaskStatus.KILLED, actor=_actor(actor), now=now, error="The connection was deleted."
+                task,
+                TaskStatus.KILLED,
+                actor=_actor(actor),
+                now=now,
+                error="The connection was deleted.",
+                handled=False,
             )
         row.version += 1
         row.updated_at = now
@@ -440,9 +459,16 @@ def submit(
         if flow.is_over:
             raise FlowOver(flow)
         if flow.step not in ANSWERABLE or not flow.interaction_id:
-            raise StaleInteraction("This was answered already, or nothing is being asked right now.")
+            raise StaleInteraction(
+                "This was answered already, or nothing is being asked right now.",
+                first=_first_answer(flow, answer, actor),
+            )
         if answer.interaction_id is not None and answer.interaction_id != flow.interaction_id:
-            raise StaleInteraction("The site asks something else by now. Please answer the new question.")
+            raise StaleInteraction(
+                "The site asks something else by now. Please answer the new question.",
+                first=_first_answer(flow, answer, actor),
+                asking=True,
+            )
         values, choice = _canonical_answer(flow, answer) if canonical else _legacy_answer(flow, answer)
         Submission.objects.create(
             flow=flow,
@@ -456,11 +482,26 @@ def submit(
         _step(flow, FlowStep.SUBMITTING, now=now)
         if choice is not None and choice["type"] == "sso_provider":
             flow.sso_provider = payloads.provider_of(choice)
-        _save_flow(flow, at=now, actor=_actor(actor))
+        # As in _end: whatever is locked is locked before the first is told.
         task = Task.objects.select_for_update().filter(flow=flow).first()
+        _save_flow(flow, at=now, actor=_actor(actor))
         if task is not None:
             tasks.resume(task, actor=_actor(actor), now=now)
         return flow
+
+
+def _first_answer(flow: LoginFlow, answer: SubmittedAnswer, actor: Principal) -> Submission | None:
+    """The accepted answer to the question that ``answer`` was meant for. The hosted page does not learn who works here."""
+    if actor.is_page:
+        return None
+    rows = flow.submissions.order_by("-pk")
+    # An answer of the older kind names no question: it was meant for the last one.
+    return rows.first() if answer.interaction_id is None else answer_to(flow, answer.interaction_id)
+
+
+def answer_to(flow: LoginFlow, interaction_id: str) -> Submission | None:
+    """The answer that was accepted for this question: who gave it, and when."""
+    return flow.submissions.filter(interaction_id=interaction_id).first()
 
 
 def _is_canonical(answer: SubmittedAnswer) -> bool:

@@ -13,6 +13,7 @@ import datetime as dt
 import functools
 import hashlib
 import io
+import uuid
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
@@ -31,13 +32,24 @@ from django.utils.cache import patch_cache_control
 from django.utils.html import escape
 from django.views.decorators.debug import sensitive_post_parameters
 
-from connections import access, fragments, page_forms, payloads, transitions
+from connections import (
+    access,
+    errors,
+    fragments,
+    idempotency,
+    inputs,
+    page_forms,
+    payloads,
+    tasks,
+    transitions,
+)
 from connections.access import Forbidden, NotFound, Principal
+from connections.errors import ApiError
 from connections.models import ManagedAuthConnection, Profile, Task
 from connections.states import FlowStatus, TaskStatus
 from connections.tasks import InvalidTransition
 from events import log
-from events.envelope import CATALOGUE
+from events.envelope import CATALOGUE, SIGNAL_NAMES
 from events.models import Event
 
 P = ParamSpec("P")
@@ -45,6 +57,15 @@ P = ParamSpec("P")
 PER_PAGE = 25
 FEED_PAGE = 50
 EXPORT_LIMIT = 5000
+
+#: Why a line is not accepted.
+LINE_REFUSED = (
+    ApiError,
+    tasks.TaskOver,
+    tasks.TakesNoInput,
+    tasks.InputQueueFull,
+    tasks.MessageConflict,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,8 +109,8 @@ def page(*methods: str) -> Callable[[View[P]], Callable[Concatenate[HttpRequest,
         def wrapper(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
             if request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
                 return HttpResponseNotAllowed(methods)
-            principal = access.of_request_user(request.user)
-            if principal is None:
+            principal = access.of_request_user(request.user, request.session.session_key)
+            if principal is None or not access.is_page_of(principal, request.headers.get("X-Page-User")):
                 if request.headers.get("HX-Request"):
                     return HttpResponse("Sign in again.", status=401, content_type="text/plain")
                 # A form that was sent while signed out is not repeated by signing in.
@@ -132,14 +153,15 @@ def _attention(visit: Visit) -> dict[str, Any]:
 
 
 def _visible_events(principal: Principal) -> QuerySet[Event]:
-    if principal.audiences is None:
-        return Event.objects.all()
-    return Event.objects.filter(audience__in=principal.audiences)
+    # What server processes say to each other through the log is nobody's history.
+    rows = Event.objects.exclude(name__in=SIGNAL_NAMES)
+    return rows if principal.audiences is None else rows.filter(audience__in=principal.audiences)
 
 
 def _recent(visit: Visit) -> dict[str, Any]:
-    rows = _visible_events(visit.principal).filter(topic__startswith="connection:").order_by("-id")[:8]
-    return {"recent": fragments.entries(list(rows)), "compact": True}
+    rows = _visible_events(visit.principal).filter(topic__startswith="connection:")
+    shown = rows.exclude(name__in=fragments.PASSING).order_by("-id")[:8]
+    return {"recent": fragments.entries(list(shown)), "compact": True}
 
 
 @page("GET")
@@ -252,6 +274,8 @@ def event_feed(visit: Visit) -> HttpResponse:
     rows = _visible_events(visit.principal)
     if kind in CATALOGUE:
         rows = rows.filter(name=kind)
+    elif not wanted.startswith(("client:", "cid-")):
+        rows = rows.exclude(name__in=fragments.COMINGS_AND_GOINGS)
     if wanted:
         named = ManagedAuthConnection.objects.visible_to(visit.principal).filter(
             Q(domain__icontains=wanted) | Q(profile__name__icontains=wanted)
@@ -277,7 +301,7 @@ def event_feed(visit: Visit) -> HttpResponse:
             "newest": visit.cursor,
             "cursor": before,
             "query": _query(visit, "cursor", "format"),
-            "types": sorted(name for name in CATALOGUE if name.startswith(("connection.", "flow.", "task."))),
+            "types": sorted(CATALOGUE),
             "type": kind,
             "object": wanted,
             "actor": actor,
@@ -440,12 +464,66 @@ def _notice(text: str, *, status: int, target: str = "notices", parts: str = "")
     return HttpResponse(html, status=status)
 
 
-def _after(visit: Visit, connection_id: str) -> HttpResponse:
-    """The parts as they are now; without script, the page they are on."""
-    if not visit.by_script:
-        return redirect(_back(visit, connection_id))
-    item = fragments.present(connection_id)
-    return HttpResponse(fragments.connection_parts(item) if item else "")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+    """What came of a form, before anybody draws it; it holds nothing of what was typed. ``fresh``: with the parts as they are now."""
+
+    status: int = 200
+    text: str = ""
+    fresh: bool = True
+
+
+def _message_id(visit: Visit) -> str | None:
+    return visit.request.headers.get("Idempotency-Key") or visit.request.POST.get("message_id") or None
+
+
+def _once(visit: Visit, act: Callable[[], Done]) -> Done:
+    """``act``, once for each message id (``Idempotency-Key``, or the field ``message_id``); again, it is what it was.
+
+    What is kept is the outcome and not the parts: those are drawn after the commit, since on PostgreSQL nobody else can tell anything
+    before it, and who asks again wants to see what is so now.
+    """
+    sent = visit.request.POST
+    key = _message_id(visit)
+    if key is None:
+        return act()
+    content = sorted(
+        [name, values] for name, values in sent.lists() if name not in ("csrfmiddlewaretoken", "message_id")
+    )
+
+    def answer() -> idempotency.Answer:
+        done = act()
+        return idempotency.Answer(status=done.status, data=dataclasses.asdict(done))
+
+    try:
+        kept = idempotency.once(
+            scope=f"{visit.principal.key} page",
+            key=str(idempotency.key_of(key)),
+            request=[visit.request.method, visit.request.path, content],
+            act=answer,
+            now=visit.now,
+        )
+    except ApiError as error:
+        text = error.message
+        if error.code == "idempotency_conflict":
+            text = "This form was sent before, with other content. Nothing was changed now."
+        return Done(status=error.status, text=text)
+    return Done(**kept.data)
+
+
+def _acted(visit: Visit, connection_id: str, act: Callable[[], Done]) -> HttpResponse:
+    """Act once, then show what came of it: the parts as they are now; without script, the page they are on."""
+    done = _once(visit, act)
+    if done.status >= 400:
+        return _failed(visit, connection_id, done.text, status=done.status, fresh=done.fresh)
+    if visit.by_script and done.text:
+        return _notice(done.text, status=done.status)
+    if visit.by_script:
+        item = fragments.present(connection_id)
+        return HttpResponse(fragments.connection_parts(item) if item else "")
+    if done.text:
+        messages.success(visit.request, done.text)
+    return redirect(_back(visit, connection_id))
 
 
 def _back(visit: Visit, connection_id: str) -> str:
@@ -476,69 +554,101 @@ def answer(visit: Visit, connection_id: str) -> HttpResponse:
     sent = visit.request.POST
     values = {name.removeprefix("field."): sent[name] for name in sent if name.startswith("field.")}
     choice = sent.get("selected_choice_id")
-    try:
-        transitions.submit(
-            connection_id=row.id,
-            answer=transitions.SubmittedAnswer(
-                # A form always names its question: without, an old page could answer a new one.
-                interaction_id=sent.get("interaction_id") or "none",
-                field_values=values if values or choice is None else None,
-                choice_id=choice,
-            ),
-            actor=visit.principal,
-            now=visit.now,
-        )
-    except transitions.StaleInteraction as error:
-        return _failed(visit, row.id, str(error), status=400, fresh=True)
-    except transitions.InvalidSubmission as error:
-        return _failed(visit, row.id, str(error), status=400)
-    except transitions.FlowOver:
-        return _failed(
-            visit, row.id, "This login has ended. Your answer was not sent.", status=410, fresh=True
-        )
-    return _after(visit, row.id)
+    # A form always names its question: without, an old page could answer a new one.
+    interaction_id = sent.get("interaction_id") or "none"
+
+    def act() -> Done:
+        try:
+            transitions.submit(
+                connection_id=row.id,
+                answer=transitions.SubmittedAnswer(
+                    interaction_id=interaction_id,
+                    field_values=values if values or choice is None else None,
+                    choice_id=choice,
+                ),
+                actor=visit.principal,
+                now=visit.now,
+            )
+        except transitions.StaleInteraction as error:
+            if error.answered_at is None:
+                return Done(status=400, text=str(error))
+            first = _who_was_first(visit, error.answered_by, error.answered_at)
+            return Done(
+                status=409, text=f"{first}. Please answer the new question." if error.asking else f"{first}."
+            )
+        except transitions.InvalidSubmission as error:
+            return Done(status=400, text=str(error), fresh=False)
+        except transitions.FlowOver as error:
+            before = transitions.answer_to(error.flow, interaction_id) if error.flow else None
+            first = f"{_who_was_first(visit, before.submitted_by, before.created_at)}. " if before else ""
+            return Done(status=410, text=f"{first}This login has ended. Your answer was not sent.")
+        return Done()
+
+    return _acted(visit, row.id, act)
+
+
+def _who_was_first(visit: Visit, name: str, at: dt.datetime) -> str:
+    """``op2 answered 3 s ago``: whose answer was accepted instead, and never what it was."""
+    words = {visit.principal.name: "You", "hosted page": "Somebody on the hosted page"}
+    who = words.get(name, name)
+    seconds = max(0, int((visit.now - at).total_seconds()))
+    return f"{who} answered {seconds} s ago" if seconds < 120 else f"{who} answered {seconds // 60} min ago"
 
 
 @page("POST")
 def start(visit: Visit, connection_id: str) -> HttpResponse:
     row = _operable(visit, connection_id)
-    try:
-        transitions.start_login(connection_id=row.id, actor=visit.principal, now=visit.now)
-    except transitions.LoginInProgress:
-        return _failed(visit, row.id, "A login is running already.", status=409, fresh=True)
-    return _after(visit, row.id)
+
+    def act() -> Done:
+        try:
+            transitions.start_login(connection_id=row.id, actor=visit.principal, now=visit.now)
+        except transitions.LoginInProgress:
+            return Done(status=409, text="A login is running already.")
+        return Done()
+
+    return _acted(visit, row.id, act)
 
 
 @page("POST")
 def cancel(visit: Visit, connection_id: str) -> HttpResponse:
     row = _operable(visit, connection_id)
     reason = visit.request.POST.get("reason", "").replace("\0", "").strip()[:500]
-    transitions.cancel(connection_id=row.id, actor=visit.principal, reason=reason, now=visit.now)
-    return _after(visit, row.id)
+
+    def act() -> Done:
+        transitions.cancel(connection_id=row.id, actor=visit.principal, reason=reason, now=visit.now)
+        return Done()
+
+    return _acted(visit, row.id, act)
 
 
 @page("POST")
 def seen(visit: Visit, connection_id: str) -> HttpResponse:
     row = _operable(visit, connection_id)
-    flow = row.flows.filter(pk=visit.request.POST.get("flow_id", "")[:40]).first()
-    if flow is None:
+    flow_id = (
+        row.flows.filter(pk=visit.request.POST.get("flow_id", "")[:40]).values_list("pk", flat=True).first()
+    )
+    if flow_id is None:
         raise NotFound
-    try:
-        transitions.acknowledge(flow_id=flow.id, actor=visit.principal, now=visit.now)
-    except InvalidTransition:
-        return _failed(visit, row.id, "This login is still running.", status=409, fresh=True)
-    return _after(visit, row.id)
+
+    def act() -> Done:
+        try:
+            transitions.acknowledge(flow_id=flow_id, actor=visit.principal, now=visit.now)
+        except InvalidTransition:
+            return Done(status=409, text="This login is still running.")
+        return Done()
+
+    return _acted(visit, row.id, act)
 
 
 @page("POST")
 def check(visit: Visit, connection_id: str) -> HttpResponse:
     row = _operable(visit, connection_id)
-    transitions.request_check(connection_id=row.id, actor=visit.principal, now=visit.now)
-    text = "A check was queued. Its result shows up here."
-    if visit.by_script:
-        return _notice(text, status=200)
-    messages.success(visit.request, text)
-    return redirect("connection", row.id)
+
+    def act() -> Done:
+        transitions.request_check(connection_id=row.id, actor=visit.principal, now=visit.now)
+        return Done(text="A check was queued. Its result shows up here.")
+
+    return _acted(visit, row.id, act)
 
 
 @page("POST")
@@ -557,6 +667,57 @@ def link(visit: Visit, connection_id: str) -> HttpResponse:
         return _detail(visit, row, link=url)
     html = render_to_string("dashboard/parts/link.html", {"link": url}).strip()
     return HttpResponse(f'<hx-partial hx-target="#link-{row.id}" hx-swap="innerHTML">{html}</hx-partial>')
+
+
+# ── One task ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@page("GET")
+def task_detail(visit: Visit, task_id: str) -> HttpResponse:
+    row = access.visible(
+        visit.principal, Task.objects.select_related("owner", "connection__profile"), task_id
+    )
+    may_act = visit.principal.may_operate(row.owner_id)
+    return visit.page(
+        "task.html",
+        {
+            "section": "tasks",
+            "may_act": may_act,
+            "may_send": may_act and row.kind in tasks.TAKES_LINES and not row.is_over,
+            # Of this page as it was loaded: sent twice, by a double click or by the browser itself, it is one message.
+            "message_id": uuid.uuid4(),
+            **fragments.task_context(row),
+        },
+    )
+
+
+@page("POST")
+def task_input(visit: Visit, task_id: str) -> HttpResponse:
+    """A line, from the form of a browser that runs no script. With script it goes to the API."""
+    row = access.operable(visit.principal, Task.objects, task_id)
+    # Forms are sent with the line ends of the web's first days.
+    text = visit.request.POST.get("text", "").replace("\r\n", "\n")
+    message_id = _message_id(visit) or str(uuid.uuid4())
+
+    def act() -> Done:
+        try:
+            tasks.add_input(
+                task_id=row.id,
+                text=inputs.checked(inputs.TaskInput, {"text": text})["text"],
+                message_id=message_id,
+                actor=visit.principal.name,
+                now=visit.now,
+            )
+        except LINE_REFUSED as error:
+            known = errors.translate(error)
+            return Done(status=known.status, text=known.message)
+        return Done(text="The line was accepted.")
+
+    done = _once(visit, act)
+    if visit.by_script:
+        return _notice(done.text, status=done.status)
+    (messages.error if done.status >= 400 else messages.success)(visit.request, done.text)
+    return redirect("task", row.id)
 
 
 # ── Signing in ────────────────────────────────────────────────────────────────────────────────────────────────────

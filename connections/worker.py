@@ -37,7 +37,7 @@ KINDS = (TaskKind.LOGIN, TaskKind.REAUTH, TaskKind.HEALTH_CHECK)
 #: Looked again for work after this time even when no bell rang.
 LOOK_SECONDS = 2.0
 SWEEP_SECONDS = 5.0
-PRUNE_EVERY = 120
+PRUNE_EVERY = 12
 STOP_SECONDS = 8.0
 
 

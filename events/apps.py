@@ -10,5 +10,5 @@ class EventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        # receivers.py needs the models, which exist only now.
-        autodiscover_modules("receivers")
+        # These need the models, which exist only now.
+        autodiscover_modules("receivers", "clients")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: The catalogue (spec/streams.md, section 3). A name outside of it is refused before it reaches the log.
@@ -26,8 +27,18 @@ CATALOGUE = frozenset(
         "client.closed",
         "claim.taken",
         "claim.released",
+        # Somebody looks or types; the two above are about who is handling it.
+        "claim.updated",
     }
 )
+
+#: What server processes tell each other through the log: questions to a stream, and their answers. No stream carries them, and no list
+#: shows them; only who asks for :data:`SIGNALS` gets them.
+SIGNAL_NAMES = frozenset({"signal.question", "signal.answer", "signal.probe"})
+SIGNALS = "signals"
+_SIGNAL = "signal:"
+
+_OBJECT_ID = re.compile(r"[A-Za-z0-9_:.-]{1,80}")
 
 #: Topic kinds, and the plural that subscribes to the whole kind.
 TOPIC_KINDS = {"connections": "connection", "tasks": "task", "clients": "client"}
@@ -65,6 +76,11 @@ class Envelope:
     data: Mapping[str, Any]
     frame: bytes
     cache: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    #: The topic that subscribes to all of its kind: ``tasks`` for ``task:task_1``.
+    plural: str = dataclasses.field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plural", f"{self.topic.partition(':')[0]}s")
 
 
 def topic_of(kind: str, object_id: str) -> str:
@@ -82,10 +98,24 @@ class Interest:
     def wants(self, topic: str, audience: int) -> bool:
         if self.audiences is not None and audience not in self.audiences:
             return False
-        if self.topics is None or topic in self.topics:
+        if self.topics is None:
+            return not topic.startswith(_SIGNAL)
+        if topic in self.topics:
             return True
         kind = topic.partition(":")[0]
         return f"{kind}s" in self.topics
+
+    def of(self, events: Sequence[Envelope]) -> list[Envelope]:
+        """Those that it wants. As :meth:`wants`, but a stream that comes back may pass thousands that are not for it."""
+        topics, audiences = self.topics, self.audiences
+        if topics is None:
+            return [event for event in events if self.wants(event.topic, event.audience)]
+        return [
+            event
+            for event in events
+            if (event.plural in topics or event.topic in topics)
+            and (audiences is None or event.audience in audiences)
+        ]
 
 
 def parse_topics(raw: str) -> frozenset[str] | None:
@@ -101,7 +131,7 @@ def parse_topics(raw: str) -> frozenset[str] | None:
     for name in names:
         kind, colon, object_id = name.partition(":")
         if name in TOPIC_KINDS or (
-            colon and kind in TOPIC_KINDS.values() and object_id and len(object_id) <= 80
+            colon and kind in TOPIC_KINDS.values() and _OBJECT_ID.fullmatch(object_id)
         ):
             continue
         raise ValueError(f"Unknown topic {name[:60]!r}: use connections, tasks, clients or kind:id.")

@@ -1,7 +1,8 @@
-"""What happens when a verb tells: the change is appended to the log, in the same transaction."""
+"""What happens when a verb tells: what changed is appended to the log, in the same transaction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.dispatch import receiver
@@ -12,5 +13,5 @@ from events.signals import status_changed
 
 
 @receiver(status_changed, dispatch_uid="events.append_to_log")
-def append_to_log(sender: Any, *, change: Change, **kwargs: Any) -> None:
-    log.append(change)
+def append_to_log(sender: Any, *, changes: Sequence[Change], **kwargs: Any) -> None:
+    log.append_all(changes)

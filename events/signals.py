@@ -1,4 +1,4 @@
-"""The one signal by which a verb tells what it changed: ``status_changed.send(sender, change=Change(...))``."""
+"""The one signal by which a verb tells what it changed: ``status_changed.send(sender, changes=[Change(...)])``."""
 
 from django.dispatch import Signal
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}\Z")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 CONTENT_TYPE = "text/event-stream"
 
 #: Headers of every stream. ``identity`` and ``no-transform`` keep proxies and middleware from buffering to compress.
@@ -87,26 +88,29 @@ class Parser:
         self.comments = 0
 
     def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
-        """Take the next bytes, wherever the chunk was cut; yield every event that they complete."""
-        self._buffer += chunk
-        if self._first and len(self._buffer) >= 3:
-            self._buffer = self._buffer.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        if self._first:
-            return
-        while True:
-            if self._after_cr and self._buffer:
-                self._buffer = self._buffer.removeprefix(b"\n")
+        """Take the next bytes, wherever the chunk was cut; the events that they complete."""
+        buffer = self._buffer + chunk
+        # What was looked through before has no line end, but for a CR whose LF may come now.
+        place, look_from = 0, len(self._buffer)
+        if self._first and len(buffer) >= 3:
+            place = 3 if buffer.startswith(b"\xef\xbb\xbf") else 0
+            look_from, self._first = place, False
+        found: list[ServerSentEvent] = []
+        while not self._first:
+            if self._after_cr and place < len(buffer):
+                place += buffer.startswith(b"\n", place)
                 self._after_cr = False
-            match = re.search(rb"\r\n|\n|\r", self._buffer)
+            match = _LINE_END.search(buffer, max(place, look_from))
             if match is None:
-                return
-            line, self._buffer = self._buffer[: match.start()], self._buffer[match.end() :]
+                break
+            line, place = buffer[place : match.start()], match.end()
             # A lone CR at the end of a chunk ends the line now; if LF follows, it belonged to it.
-            self._after_cr = match.group() == b"\r" and not self._buffer
+            self._after_cr = match.group() == b"\r" and place == len(buffer)
             event = self._line(line.decode("utf-8", "replace"))
             if event is not None:
-                yield event
+                found.append(event)
+        self._buffer = buffer[place:]
+        return iter(found)
 
     def _line(self, line: str) -> ServerSentEvent | None:
         if not line:

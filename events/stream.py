@@ -1,23 +1,28 @@
-"""What one stream carries: subscribe, take the mark, replay up to it, go live. One loop over the log, no border.
+"""What one stream carries: replay from its cursor, then live. One loop over the log, no border.
 
+A subscription exists before the first look, so whatever is committed later is either found by a look or handed over.
 Bytes, headers and endings are the consumer's business; this is tested without HTTP.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
+from events import metrics
 from events.broker import Subscription
 from events.envelope import Envelope
 from events.hub import Hub
+
+#: Portions with nothing for a stream that it passes in one go.
+PASSED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Events:
     """Events of the log, in its order, each once."""
 
-    batch: list[Envelope]
+    batch: Sequence[Envelope]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,37 +43,85 @@ class Reset:
 Item = Events | Ready | Reset
 
 
-async def follow(hub: Hub, subscription: Subscription, *, after: int | None) -> AsyncGenerator[Item]:
-    """Everything that the subscription wants after the cursor ``after`` (None: from now on), without end."""
-    mark = hub.position
-    cursor = mark if after is None else after
-    if after is not None:
-        oldest, newest = await hub.bounds()
-        if after > newest or after < oldest:
-            cursor = mark
-            yield Reset("unknown_cursor" if after > newest else "retention", cursor)
-    told_ready = False
-    while True:
-        while cursor < mark:
-            rows = await hub.read(cursor, upto=mark)
-            if rows is None:
-                cursor = mark
-                yield Reset("retention", cursor)
+class Follower:
+    """Everything that the subscription wants after the cursor ``after`` (None: from now on), piece by piece."""
+
+    def __init__(self, hub: Hub, subscription: Subscription, *, after: int | None) -> None:
+        self._hub = hub
+        self._subscription = subscription
+        self._given = after
+        self._told_ready = False
+        self._fell_behind = False
+
+    async def next(self) -> Item | None:
+        """The next piece; None when there is no more at present.
+
+        After None the subscription's attention is called as soon as there is more here. Mostly it is idle then, and the broker may hand
+        what comes to its sink instead.
+
+        :raises django.db.Error: when the log cannot be read now; nothing is lost, the next call tries again.
+        """
+        subscription, hub = self._subscription, self._hub
+        passed = 0
+        if self._given is not None:
+            reset = await self._begin(self._given)
+            self._given = None
+            if reset is not None:
+                return reset
+        while not subscription.idle:
+            if subscription.cursor > hub.position:
+                # Another process told its client of events that this one has not read yet.
+                hub.call_at(subscription)
                 break
-            cursor = rows[-1].id if rows else mark
-            wanted = [row for row in rows if subscription.interest.wants(row.topic, row.audience)]
-            if wanted:
-                yield Events(wanted)
-        if not told_ready:
-            told_ready = True
-            yield Ready(cursor)
-        while not subscription.lost:
-            news = [envelope for envelope in subscription.take() if envelope.id > cursor]
-            if news:
-                cursor = news[-1].id
-                yield Events(news)
-            else:
-                await subscription.wait()
-        # Too slow for the queue: what was missed is in the log, up to where the hub is in this very step.
-        subscription.found()
-        mark = hub.position
+            if subscription.cursor == hub.position:
+                if not self._told_ready:
+                    self._told_ready = True
+                    return Ready(subscription.cursor)
+                # No await since the look above: what comes now finds it idle.
+                subscription.idle = True
+                self._fell_behind = False
+                break
+            if self._told_ready and not self._fell_behind and subscription.cursor < hub.window.start:
+                self._fell_behind = True
+                metrics.FALLBACKS.inc()
+            portion = await hub.read(subscription.cursor)
+            if portion is None:
+                return self._reset("retention", hub.position)
+            subscription.cursor = portion.through
+            wanted = subscription.interest.of(portion.events)
+            if not wanted and passed < PASSED:
+                passed += 1
+                continue
+            metrics.EVENTS_DELIVERED.inc(len(wanted))
+            # Also when it is empty: who sees little of a long log has other things to do in between.
+            return Events(wanted)
+        return None
+
+    async def _begin(self, after: int) -> Reset | None:
+        hub = self._hub
+        self._subscription.cursor = after
+        # Older than the window is asked of nobody here: whoever reads the page finds out whether it is still there.
+        if after > hub.window.end:
+            _, newest = await hub.bounds()
+            if after > newest:
+                return self._reset("unknown_cursor", hub.position)
+        return None
+
+    def _reset(self, reason: str, cursor: int) -> Reset:
+        metrics.RESETS.labels(reason).inc()
+        if reason == "retention":
+            metrics.EVENTS_SKIPPED.inc(max(0, cursor - self._subscription.cursor))
+        self._subscription.cursor = cursor
+        return Reset(reason, cursor)
+
+
+async def follow(hub: Hub, subscription: Subscription, *, after: int | None) -> AsyncGenerator[Item]:
+    """The pieces of a :class:`Follower`, for a reader that has nothing else to wait for."""
+    follower = Follower(hub, subscription, after=after)
+    while True:
+        item = await follower.next()
+        if item is None:
+            await subscription.attention.wait()
+            subscription.attention.clear()
+        elif not isinstance(item, Events) or item.batch:
+            yield item

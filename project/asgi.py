@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "project.settings")
 
@@ -14,23 +15,34 @@ from django.urls import path, re_path
 django_application = get_asgi_application()
 
 from connections import consumers
+from events import operations
+from project.logs import routed, traced
 from project.preflight import let_preflight_through
 
-application = ProtocolTypeRouter(
-    {
-        "http": let_preflight_through(
-            django_application,
-            URLRouter(
-                [
-                    path("api/events", consumers.EventsConsumer.as_asgi()),
-                    path(
-                        "auth/connections/<str:connection_id>/events",
-                        consumers.ConnectionEventsConsumer.as_asgi(),
-                    ),
-                    path("live", consumers.LiveConsumer.as_asgi()),
-                    re_path(r"", django_application),  # type: ignore[arg-type]
-                ]
-            ),
-        )
-    }
+
+def _path(route: str, application: Any) -> Any:
+    return path(route, routed(route, application))
+
+
+application = traced(
+    ProtocolTypeRouter(
+        {
+            "http": let_preflight_through(
+                django_application,
+                URLRouter(
+                    [
+                        _path("api/events", consumers.EventsConsumer.as_asgi()),
+                        _path(
+                            "auth/connections/<str:connection_id>/events",
+                            consumers.ConnectionEventsConsumer.as_asgi(),
+                        ),
+                        _path("live", consumers.LiveConsumer.as_asgi()),
+                        _path("readyz", operations.readyz),
+                        _path("metrics", operations.metrics_page),
+                        re_path(r"", django_application),  # type: ignore[arg-type]
+                    ]
+                ),
+            )
+        }
+    )
 )

@@ -14,11 +14,17 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import dj_database_url
+import psycopg
+import redis
+import redis.asyncio
 from cryptography.fernet import Fernet
 from environs import Env, EnvError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 
 #: A host name or address with an optional port. No user, no space, nothing that ends a header.
 _NETLOC = re.compile(r"[\w.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?", re.ASCII)
+#: What fits into an Authorization header and cannot be guessed.
+_TOKEN = re.compile(r"[\x21-\x7e]{16,}")
 _HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+", re.ASCII)
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -44,6 +50,7 @@ class Knobs:
     allowed_hosts: list[str]
     trusted_proxies: list[str]
     database: dict[str, object] = dataclasses.field(repr=False)
+    database_pool_size: int
     redis_url: str
     cors_origins: list[str]
     return_urls: list[str]
@@ -59,11 +66,16 @@ class Knobs:
     stream_limit: int
     stream_process_limit: int
     heartbeat_seconds: int
+    client_grace_seconds: int
+    client_suspended_seconds: int
+    client_lease_seconds: int
     poll_seconds: float
     event_retention_days: int
     max_body_bytes: int
     connection_quota: int
     log_level: str
+    log_format: str
+    metrics_token: str = dataclasses.field(repr=False)
     admin_password: str = dataclasses.field(repr=False)
 
 
@@ -117,8 +129,41 @@ def _is_redis(value: str) -> bool:
     except ValueError:
         return False
     if parts.scheme == "unix":
-        return bool(parts.path)
-    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port_fits
+        named = bool(parts.path)
+    else:
+        # redis-py takes what is no number after the "/" for database 0, and -1 as it is.
+        number = re.fullmatch(r"(/\d*)?", parts.path, re.ASCII)
+        named = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port_fits and bool(number)
+    return named and _fits_clients(value)
+
+
+def _fits_clients(redis_url: str) -> bool:
+    """Whether the clients can be made, with all that the address says after its "?". Nothing is connected."""
+    try:
+        for pool in (
+            redis.ConnectionPool.from_url(redis_url),
+            redis.asyncio.ConnectionPool.from_url(redis_url),
+        ):
+            pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError, redis.RedisError):
+        return False
+    return True
+
+
+def _check_parameters(database: dict[str, object]) -> None:
+    """What ``DATABASE_URL`` says after its "?", before the first connection would fail on it."""
+    parameters = database.get("OPTIONS")
+    if not parameters:
+        return
+    assert isinstance(parameters, dict)
+    if "sqlite" in str(database["ENGINE"]):
+        raise WrongSetting("DATABASE_URL", "SQLite takes no parameters here")
+    try:
+        timeout_from_conninfo(conninfo_to_dict(make_conninfo("", **parameters)))
+    except psycopg.Error as error:
+        raise WrongSetting(
+            "DATABASE_URL", f"its parameters do not fit libpq: {str(error).strip()}"
+        ) from error
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
@@ -174,6 +219,7 @@ def _read(env: Env) -> Knobs:
 
     if not database.get("NAME"):
         raise WrongSetting("DATABASE_URL", "it names no database: use postgres://user:password@host/name")
+    _check_parameters(database)
 
     redis_url = env.str("REDIS_URL", "")
     if redis_url and not _is_redis(redis_url):
@@ -220,6 +266,7 @@ def _read(env: Env) -> Knobs:
         allowed_hosts=allowed_hosts,
         trusted_proxies=trusted_proxies,
         database=database,
+        database_pool_size=env.int("DATABASE_POOL_SIZE", 20),
         redis_url=redis_url,
         cors_origins=_origins(env, "CORS_ORIGINS"),
         return_urls=_origins(env, "RETURN_URLS"),
@@ -235,13 +282,20 @@ def _read(env: Env) -> Knobs:
         stream_limit=env.int("STREAM_LIMIT", 20),
         stream_process_limit=env.int("STREAM_PROCESS_LIMIT", 10_000),
         heartbeat_seconds=env.int("HEARTBEAT_SECONDS", 15),
-        poll_seconds=env.float("POLL_SECONDS", 1.0 if redis_url else 0.05),
+        client_grace_seconds=env.int("CLIENT_GRACE_SECONDS", 60),
+        client_suspended_seconds=env.int("CLIENT_SUSPENDED_SECONDS", 120),
+        client_lease_seconds=env.int("CLIENT_LEASE_SECONDS", 30),
+        poll_seconds=env.float("POLL_SECONDS", 0.25 if redis_url else 0.05),
         event_retention_days=env.int("EVENT_RETENTION_DAYS", 30),
         max_body_bytes=env.int("MAX_BODY_BYTES", 262_144),
         connection_quota=env.int("CONNECTION_QUOTA", 1000),
         log_level=env.str("LOG_LEVEL", "INFO").upper(),
+        log_format=env.str("LOG_FORMAT", "").lower() or "text",
+        metrics_token=env.str("METRICS_TOKEN", ""),
         admin_password=env.str("ADMIN_PASSWORD", ""),
     )
+    # Three at least: the hub keeps one, and a verb and a look at the log must not wait for each other.
+    _between("DATABASE_POOL_SIZE", knobs.database_pool_size, 3, 1000)
     _between("FLOW_SECONDS", knobs.flow_seconds, 1, 86_400)
     _between("INPUT_SECONDS", knobs.input_seconds, 1, 86_400)
     _between("LEASE_SECONDS", knobs.lease_seconds, 1, 3600)
@@ -250,10 +304,17 @@ def _read(env: Env) -> Knobs:
     _between("STREAM_LIMIT", knobs.stream_limit, 1, 100_000)
     _between("STREAM_PROCESS_LIMIT", knobs.stream_process_limit, 1, 1_000_000)
     _between("HEARTBEAT_SECONDS", knobs.heartbeat_seconds, 1, 15)
+    _between("CLIENT_GRACE_SECONDS", knobs.client_grace_seconds, 1, 86_400)
+    _between("CLIENT_SUSPENDED_SECONDS", knobs.client_suspended_seconds, 1, 86_400)
+    _between("CLIENT_LEASE_SECONDS", knobs.client_lease_seconds, 1, 600)
     _between("POLL_SECONDS", knobs.poll_seconds, 0.01, 1)
     _between("EVENT_RETENTION_DAYS", knobs.event_retention_days, 1, 3650)
     _between("MAX_BODY_BYTES", knobs.max_body_bytes, 1024, 100_000_000)
     _between("CONNECTION_QUOTA", knobs.connection_quota, 1, 10_000_000)
     if knobs.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
         raise WrongSetting("LOG_LEVEL", f"{knobs.log_level!r} is not DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    if knobs.log_format not in ("text", "json"):
+        raise WrongSetting("LOG_FORMAT", f"{knobs.log_format!r} is not text or json")
+    if knobs.metrics_token and not _TOKEN.fullmatch(knobs.metrics_token):
+        raise WrongSetting("METRICS_TOKEN", "must have at least 16 characters, ASCII without spaces")
     return knobs

@@ -1,4 +1,4 @@
-"""What every answer of Django goes through: body limit, security headers, addresses behind a proxy."""
+"""What every answer of Django goes through: notes for the access line, body limit, security headers, addresses behind a proxy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
+from connections.access import Principal
 from connections.addresses import client_address, within
+from project.logs import NOTES, Notes
 
 Handler = Callable[[HttpRequest], HttpResponse]
 
@@ -61,6 +63,38 @@ def security_headers(get_response: Handler) -> Handler:
         return response
 
     return middleware
+
+
+def noted(get_response: Handler) -> Handler:
+    """Notes for the access line (``project/logs.py``): which route answered, and who asked, when somebody had to find out."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        response = get_response(request)
+        notes: Notes | None = getattr(request, "scope", {}).get(NOTES)
+        if notes is not None:
+            notes.route = _route(request)
+            notes.caller = _caller(request)
+        return response
+
+    return middleware
+
+
+def _route(request: HttpRequest) -> str:
+    """The pattern and not the path: ids of hosted pages and whatever strangers try have no place in a log."""
+    if request.resolver_match is not None:
+        return str(request.resolver_match.route) or "/"
+    return "static" if request.path.startswith(f"/{settings.STATIC_URL.strip('/')}/") else ""
+
+
+def _caller(request: HttpRequest) -> str:
+    """``key:7``, ``user:5``; empty when nobody asked. Only what is known already: this looks nothing up."""
+    user = vars(request).get("user")
+    # Not isinstance(): it would make Django's lazy user look itself up.
+    if issubclass(type(user), Principal):
+        assert user is not None
+        return user.key
+    pk = getattr(vars(request).get("_cached_user"), "pk", None)
+    return f"user:{pk}" if pk is not None else ""
 
 
 def body_limit(get_response: Handler) -> Handler:

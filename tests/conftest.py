@@ -19,11 +19,14 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.core.cache import cache
+from django.db import connection
+from django.db.models import QuerySet
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from connections import registry
 from connections.access import Principal, of_user
+from events import log, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +37,52 @@ def _fresh_cache() -> Iterator[None]:
     cache.clear()
     yield
     cache.clear()
+
+
+@pytest.fixture(autouse=True)
+def _rows_are_locked_before_anything_is_told(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 6, over the whole suite: connection → flow → task → client → claim → log.
+
+    On PostgreSQL telling takes the lock of the log until the commit. Who locks a row after it waits for somebody who may be waiting for the
+    log: SQLite has no row locks and would never show it, so the order itself is watched.
+    """
+    if "test_properties" in request.node.nodeid:
+        # There a whole history of verbs runs in one transaction.
+        return
+    told: set[str] = set()
+    append, lock = log.append_all, QuerySet.select_for_update
+
+    def telling(changes: Any) -> Any:
+        told.update(connection.savepoint_ids[:1])
+        return append(changes)
+
+    def locking(rows: Any, *args: Any, **kwargs: Any) -> Any:
+        late = set(connection.savepoint_ids[:1]) & told
+        assert not late, f"{rows.model.__name__} is locked after something was told"
+        return lock(rows, *args, **kwargs)
+
+    monkeypatch.setattr(log, "append_all", telling)
+    monkeypatch.setattr(QuerySet, "select_for_update", locking)
+
+
+#: Counters of events/metrics.py that are always 0: a client expired although its stream was open, a replaced stream changed a row.
+FAULTS = ("switchboard_clients_expired_live_total", "switchboard_clients_stale_changed_total")
+
+
+@pytest.fixture
+def counted_faults() -> None:
+    """This test makes such a fault happen, to see that it is counted."""
+
+
+@pytest.fixture(autouse=True)
+def _no_client_is_harmed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Over the whole suite. Servers of the live tests are asked when they are stopped: :func:`no_client_was_harmed`."""
+    before = [metrics.REGISTRY.get_sample_value(name) for name in FAULTS]
+    yield
+    if "counted_faults" not in request.fixturenames:
+        assert [metrics.REGISTRY.get_sample_value(name) for name in FAULTS] == before, FAULTS
 
 
 @pytest.fixture
@@ -123,6 +172,7 @@ class Running:
             )
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> int:
+        no_client_was_harmed(self)
         process = self.processes.pop(name)
         process.send_signal(number)
         try:
@@ -139,6 +189,20 @@ class Running:
         until(
             lambda: _answers(f"{self.url}/healthz"), 40, f"the server does not answer:\n{self.log('server')}"
         )
+
+
+def no_client_was_harmed(running: Running) -> None:
+    """The counters of FAULTS, of a server that is about to be stopped and answers; one that was killed or hangs took them along."""
+    request = urllib.request.Request(f"{running.url}/metrics")
+    if token := running.env.get("METRICS_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            lines = answer.read().decode().splitlines()
+    except OSError:
+        return
+    harm = [line for line in lines if line.startswith(FAULTS) and float(line.split()[1])]
+    assert not harm, f"{running.url}: {harm}"
 
 
 def _answers(url: str) -> bool:
@@ -160,7 +224,7 @@ def until(condition: Callable[[], Any], seconds: float, message: str = "it did n
     raise AssertionError(message)
 
 
-_SETUP = """
+SETUP = """
 import json
 from django.contrib.auth.models import User
 from django.utils import timezone
@@ -189,7 +253,7 @@ def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
         url=f"http://127.0.0.1:{port}", env=env, data_dir=data_dir, api_key="", other_api_key=""
     )
     running.manage("migrate", "--verbosity", "0")
-    printed = running.manage("shell", "--no-imports", "-c", _SETUP)
+    printed = running.manage("shell", "--no-imports", "-c", SETUP)
     keys = json.loads(printed.split("KEYS", 1)[1])
     running.api_key, running.other_api_key = keys
     try:
@@ -197,6 +261,7 @@ def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
         running.start("worker")
         running.wait_until_up()
         yield running
+        no_client_was_harmed(running)
     finally:
         for process in running.processes.values():
             process.terminate()
@@ -234,3 +299,17 @@ def missing(what: str) -> None:
     if os.environ.get("REQUIRE_SERVICES") == "1":
         pytest.fail(f"{what} is missing")
     pytest.skip(f"{what} is not installed")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser of the module's own."""
+    if not Path(CHROMIUM).exists():
+        missing("Chromium")
+    playwright_api = pytest.importorskip("playwright.sync_api")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=False, args=CHROMIUM_FLAGS, chromium_sandbox=False
+        )
+        yield browser
+        browser.close()

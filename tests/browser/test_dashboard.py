@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, Running, missing
+from tests.conftest import Running
 from tests.sites import app as sites
 
 playwright_api = pytest.importorskip("playwright.sync_api")
@@ -37,18 +37,6 @@ class Tab:
         """No violation of the policy, no uncaught error, no message of htmx on the console."""
         assert self.page.evaluate("window.__wrong") == []
         assert self.wrong == []
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        missing("Chromium")
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=False, args=CHROMIUM_FLAGS, chromium_sandbox=False
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -307,8 +295,11 @@ def test_signed_out_elsewhere_stops_the_stream_and_says_so(chromium: Any, runnin
         assert len(asked) == 1, "it stops asking"
 
 
-def test_a_server_that_fails_first_is_asked_again_and_each_kind_of_refusal_is_told_apart(desk: Any) -> None:
+def test_B32_a_server_that_fails_first_is_asked_again_and_each_kind_of_refusal_is_told_apart(
+    desk: Any,
+) -> None:
     tab = desk("/signin")
+    is_live(tab)
     answers = [503, 204, 200]
     asked: list[int] = []
 
@@ -335,7 +326,9 @@ def test_a_server_that_fails_first_is_asked_again_and_each_kind_of_refusal_is_to
     expect(tab.page.locator("#badge")).to_have_attribute("data-state", "signed-out")
 
 
-def test_the_page_comes_back_by_itself_when_the_server_does(chromium: Any, own_running: Running) -> None:
+def test_C39_the_page_comes_back_by_itself_and_is_as_new_as_the_server(
+    chromium: Any, own_running: Running
+) -> None:
     with sites.Site(scenario="simple") as target, signed_in(chromium, own_running) as desk:
         tab = desk("/")
         connection = create(tab, host_of(target), "restart")
@@ -366,6 +359,8 @@ def test_the_keyboard_alone_is_enough_to_answer(desk: Any, site: sites.Site) -> 
     expect(state(maker)).to_contain_text("Waiting for you")
     tab = desk("/connections")
     press = tab.page.keyboard.press
+    # The keys are the scripts' work, which are there when the page is live.
+    is_live(tab)
     press("/")
     assert tab.page.evaluate("document.activeElement.id") == "q"
     tab.page.keyboard.type("keys")
@@ -374,6 +369,7 @@ def test_the_keyboard_alone_is_enough_to_answer(desk: Any, site: sites.Site) -> 
     tab.page.locator(f"#row-{connection} a").focus()
     press("Enter")
     expect(tab.page).to_have_url(re.compile(connection))
+    is_live(tab)
     press("?")
     expect(tab.page.locator("#help")).to_be_visible()
     press("Escape")
@@ -386,7 +382,7 @@ def test_the_keyboard_alone_is_enough_to_answer(desk: Any, site: sites.Site) -> 
     press("Enter")
     expect(state(tab)).to_contain_text("Waiting for you: code")
     # The form that had the focus is gone: the next question has it.
-    tab.page.wait_for_function("document.activeElement.autocomplete === 'one-time-code'")
+    expect(tab.page.locator(":focus")).to_have_attribute("autocomplete", "one-time-code")
     tab.page.keyboard.type(sites.SMS_CODE)
     press("Enter")
     expect(state(tab)).to_contain_text("Done")

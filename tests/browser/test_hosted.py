@@ -8,14 +8,13 @@ import re
 import secrets
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect
 
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS, Running, missing, run_switchboard, until
+from tests.conftest import Running, run_switchboard, until
 from tests.sites.app import PASSWORD, SMS_CODE, USERNAME, Site
 
 pytestmark = [pytest.mark.browser, pytest.mark.live]
@@ -108,16 +107,6 @@ def site() -> Iterator[Site]:
 def server(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with run_switchboard(tmp_path_factory.mktemp("hosted"), RETURN_URLS=site.url("")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if not Path(CHROMIUM).exists():
-        missing("Chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def error_of(answer: Any, status: int, code: str) -> dict[str, Any]:
     assert body["code"] == code, body
     assert isinstance(body["message"], str)
     assert body["message"]
-    assert set(body) <= {"code", "message", "details", "inner_error", "existing_id"}
+    extra = {"existing_id", "status", "answered_by", "answered_at"}
+    assert set(body) <= {"code", "message", "details", "inner_error"} | extra
     for detail in body.get("details", []):
         assert set(detail) == {"code", "message"}
     if status in (400, 409):

@@ -10,7 +10,7 @@ import pytest
 from django.apps import apps
 from django.contrib import admin as django_admin
 from django.contrib.admin.utils import quote
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
@@ -26,14 +26,20 @@ from connections.models import (
     Profile,
     Submission,
     Task,
+    TaskInput,
 )
 from connections.states import FlowStatus, TaskKind
-from events.models import Event, LogMark
+from events import models as events_models
+from events.models import Claim, Event, LogMark, Presence
+from tests.connections.client_support import Login
 
 OUR_MODELS = [
     model for label in ("connections", "events") for model in apps.get_app_config(label).get_models()
 ]
-HISTORY = [Event, LogMark, HealthCheck, Submission, IdempotentAnswer, LoginFlow, Task]
+HISTORY = [
+    Event, LogMark, events_models.Client, Claim, Presence,
+    HealthCheck, Submission, IdempotentAnswer, LoginFlow, Task, TaskInput,
+]  # fmt: skip
 PASSWORD = "hunter2-of-the-site"
 CODE_FIELD = {"id": "f_code", "ref": "code", "type": "code", "label": "Code", "required": True}
 
@@ -91,6 +97,8 @@ def everything(owner: User) -> dict[type, Any]:
         actor=access.of_user(owner),
         now=now,
     )
+    command = tasks.enqueue(kind=TaskKind.COMMAND, title="run", connection=row, actor="owner", now=now)
+    line = tasks.add_input(task_id=command.pk, text=PASSWORD, message_id="m", actor="owner", now=now)
     answer = IdempotentAnswer.objects.create(
         scope="key:1",
         key="k",
@@ -109,8 +117,22 @@ def everything(owner: User) -> dict[type, Any]:
         HealthCheck: health,
         Task: Task.objects.get(flow=flow),
         IdempotentAnswer: answer,
+        TaskInput: line,
         Event: Event.objects.order_by("-id")[0],
         LogMark: LogMark.objects.create(pruned_through=0),
+        **_a_client(owner, row.pk),
+    }
+
+
+def _a_client(owner: User, connection_id: str) -> dict[type, Any]:
+    login = Login(owner)
+    mine = login.come()
+    login.claim(mine.cid, f"connection:{connection_id}")
+    login.post(mine.cid, "presence", {"subject": f"connection:{connection_id}", "doing": "typing"})
+    return {
+        events_models.Client: events_models.Client.objects.get(),
+        Claim: Claim.objects.get(),
+        Presence: Presence.objects.get(),
     }
 
 
@@ -204,6 +226,103 @@ def test_the_link_to_the_latest_login_leads_there(browser: Client, everything: d
     link = re.search(r'href="(/admin/connections/loginflow/[^"]+/change/)"', html)
     assert link is not None
     assert everything[LoginFlow].pk in browser.get(link[1]).content.decode()
+
+
+@pytest.mark.parametrize("model", OUR_MODELS, ids=lambda model: model.__name__)
+def test_a_nul_in_an_address_is_a_wrong_request_and_never_reaches_the_database(
+    browser: Client, everything: dict[type, Any], model: type
+) -> None:
+    pk = model._meta.pk.name  # type: ignore[attr-defined]
+    for tail in (
+        "?q=%00",
+        "?q=a%00b",
+        f"?{pk}=%00",
+        f"?{pk}__exact=a%00",
+        "?%00=1",
+        "%00/change/",
+        "%00/history/",
+    ):
+        assert browser.get(page(model) + tail).status_code == 400, tail
+    chosen = {"action": "delete_selected", "_selected_action": ["a\0"]}
+    assert browser.post(page(model), chosen).status_code == 400
+    assert browser.get(page(model) + "?q=").status_code == 200
+
+
+def test_a_nul_in_a_form_or_what_fills_it_in_is_a_wrong_request(browser: Client, owner: User) -> None:
+    add = page(ManagedAuthConnection, "add")
+    assert browser.get(add + "?owner=%00").status_code == 400
+    assert browser.post(add, form(owner=owner.pk, credential="\0")).status_code == 400
+    assert not ManagedAuthConnection.objects.exists()
+
+
+def test_a_nul_in_a_box_that_completes_is_a_wrong_request(browser: Client) -> None:
+    box = "/admin/autocomplete/?app_label=connections&model_name=managedauthconnection&field_name=credential"
+    assert browser.get(f"{box}&term=%00").status_code == 400
+    assert browser.get(f"{box}&term=a").status_code == 200
+
+
+# ── A user who leaves ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def leaver(owner: User, stranger: User) -> User:
+    """Somebody with a key, and a client that is at a colleague's connection: nothing of theirs is history."""
+    group = Group.objects.create(name="colleagues")
+    for user in (owner, stranger):
+        user.groups.add(group)
+        user.user_permissions.add(Permission.objects.get(codename="operate_managedauthconnection"))
+    registry.create_api_key(owner_id=owner.pk, name="laptop", now=timezone.now())
+    # Read again: permissions are remembered by the object.
+    _a_client(User.objects.get(pk=owner.pk), make_connection(stranger).pk)
+    assert Claim.objects.get().client is not None
+    assert Presence.objects.exists()
+    return owner
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_user_is_deleted_with_the_clients_and_keys_that_stand_for_them(
+    browser: Client, leaver: User, together: bool
+) -> None:
+    if together:
+        chosen = {"action": "delete_selected", "_selected_action": [leaver.pk]}
+        asked, done = browser.post(page(User), chosen), {**chosen, "post": "yes"}
+        answer = browser.post(page(User), done, follow=True)
+    else:
+        asked = browser.get(page(User, leaver.pk, "delete"))
+        answer = browser.post(page(User, leaver.pk, "delete"), {"post": "yes"}, follow=True)
+    assert "have permission to delete" not in asked.content.decode()
+    assert answer.status_code == 200
+    assert not User.objects.filter(pk=leaver.pk).exists()
+    for model in (events_models.Client, Presence, ApiKey):
+        assert not model.objects.exists(), model
+    assert Claim.objects.get().client is None
+
+
+def test_who_may_not_delete_a_user_does_not_delete_what_goes_with_them(
+    staff: Callable[..., Client], leaver: User
+) -> None:
+    names = ["view_user", "view_client", "view_presence", "view_apikey", "delete_client", "delete_apikey"]
+    client = staff(*names)
+    assert client.post(page(User, leaver.pk, "delete"), {"post": "yes"}).status_code == 403
+    assert events_models.Client.objects.exists()
+    assert ApiKey.objects.exists()
+    client = staff(*names, "delete_user")
+    client.post(page(User, leaver.pk, "delete"), {"post": "yes"})
+    assert not User.objects.filter(pk=leaver.pk).exists()
+
+
+@pytest.mark.parametrize("model", [events_models.Client, Presence, ApiKey], ids=lambda model: model.__name__)
+def test_what_goes_with_its_user_cannot_be_deleted_by_itself(
+    browser: Client, leaver: User, model: Any
+) -> None:
+    row = model.objects.get()
+    assert browser.get(page(model, row.pk, "delete")).status_code == 403
+    assert browser.post(page(model, row.pk, "delete"), {"post": "yes"}).status_code == 403
+    chosen = {"action": "delete_selected", "_selected_action": [row.pk], "post": "yes"}
+    browser.post(page(model), chosen)
+    assert "delete_selected" not in browser.get(page(model)).content.decode()
+    assert "deletelink" not in browser.get(page(model, row.pk, "change")).content.decode()
+    assert model.objects.filter(pk=row.pk).exists()
 
 
 def test_people_without_staff_rights_do_not_get_in(owner: User, everything: dict[type, Any]) -> None:

@@ -13,6 +13,7 @@ from drf_spectacular.validation import validate_schema
 from rest_framework.test import APIClient
 
 from connections import api_urls
+from connections.consumers import EventsConsumer
 from connections.openapi import Generator
 from tests.connections.api_support import error_of
 
@@ -58,7 +59,9 @@ def test_every_operation_is_described_with_its_errors_and_its_key(document):
         if operation["operationId"] == "exchange":
             assert not operation.get("security")
         else:
-            assert operation["security"] == [{"bearer": []}], name
+            # The addresses of the wire contract know keys alone.
+            browser = name.partition(" ")[2].startswith(("/api/tasks", "/api/clients", "/api/events"))
+            assert operation["security"] == [{"bearer": []}, *([{"session": []}] if browser else [])], name
             assert "401" in responses, name
     assert len(names) == sum(1 for _ in operations(document)), "operation ids are unique"
     assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
@@ -68,9 +71,48 @@ def test_every_address_of_the_api_is_in_the_document(document):
     addresses = {
         "/" + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", str(entry.pattern))
         for entry in api_urls.urlpatterns
-        if not str(entry.pattern).startswith(("^", "api/"))
+        if not str(entry.pattern).startswith(("^", "api/schema", "api/docs"))
     }
     assert addresses | {"/api/events", "/auth/connections/{connection_id}/events"} == set(document["paths"])
+
+
+def test_the_stream_of_events_is_described_with_all_that_it_takes_and_answers(document):
+    operation = document["paths"]["/api/events"]["get"]
+    names = {each["name"] for each in operation["parameters"] if each["in"] == "query"}
+    assert names == EventsConsumer.KNOWN
+    assert "EventSource" in operation["responses"]["204"]["description"]
+    assert "204" not in document["paths"]["/auth/connections/{connection_id}/events"]["get"]["responses"]
+
+
+def test_whatever_changes_something_is_described_with_the_client_that_acts(document):
+    for name, operation in operations(document):
+        headers = {each["name"] for each in operation.get("parameters", []) if each["in"] == "header"}
+        acts = not name.startswith("get ") and operation["operationId"] != "exchange"
+        assert ("X-Connection-ID" in headers) == acts, name
+        if acts:
+            assert {"400", "409"} <= set(operation["responses"]), name
+
+
+def test_where_a_browser_changes_something_the_token_of_its_page_is_asked_for(document):
+    count = 0
+    for name, operation in operations(document):
+        by_session = {"session": []} in operation.get("security", []) and not name.startswith("get ")
+        said = "csrf_failed" in operation["responses"].get("403", {}).get("description", "")
+        assert said == by_session, name
+        count += by_session
+    assert count == 8
+
+
+def test_a_page_that_leaves_may_say_so_in_a_form(document):
+    path = "/api/clients/{cid}/suspend"
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "application/x-www-form-urlencoded"}
+    json, form = (
+        document["components"]["schemas"][each["schema"]["$ref"].rpartition("/")[2]]
+        for each in (content["application/json"], content["application/x-www-form-urlencoded"])
+    )
+    assert set(form["properties"]) - set(json["properties"]) == {"csrfmiddlewaretoken"}
+    assert form["required"] == json["required"]
 
 
 def test_bodies_are_closed_and_required_keys_are_named(document):
@@ -94,7 +136,9 @@ def test_no_answer_describes_a_secret(document):
     answers = [name for name in document["components"]["schemas"] if not name.endswith("Request")]
     for name in answers:
         properties = document["components"]["schemas"][name].get("properties", {})
-        assert not {"values", "totp_secret", "password", "key_hash", "state"} & set(properties), name
+        # Of a client it is whether it is there, and not what a browser has stored.
+        named = set(properties) - ({"state"} if name == "Client" else set())
+        assert not {"values", "totp_secret", "password", "key_hash", "state"} & named, name
 
 
 @pytest.mark.django_db

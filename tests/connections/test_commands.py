@@ -427,6 +427,8 @@ def every_sealed_column(connection: ManagedAuthConnection, settings: Settings) -
     IdempotentAnswer.objects.create(
         scope="key:1", key="k", fingerprint="f", sealed=vault.seal({}), created_at=now
     )
+    task = tasks.enqueue(kind=TaskKind.COMMAND, title="c", connection=connection, actor="test", now=now)
+    tasks.add_input(task_id=task.pk, text="line", message_id="m", actor="test", now=now)
     return old
 
 

@@ -97,7 +97,7 @@ def web(owner: User) -> Client:
 
 # ── Who sees what ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-PAGES = ["/", "/connections", "/connections/new", "/tasks", "/events"]
+PAGES = ["/", "/connections", "/connections/new", "/tasks", "/clients", "/events"]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -222,9 +222,9 @@ def test_the_numbers_count_the_latest_login_of_each_connection(principal: Princi
     hold_of(make(principal, domain="b.example"), principal)
     failed = make(principal, domain="c.example")
     transitions.fail(hold=hold_of(failed, principal), code="network_error", message="No.", now=now())
-    assert fragments.counts(principal) == {"waiting": 1, "running": 1, "failed": 1}
+    assert fragments.counts(principal) == {"waiting": 1, "running": 1, "failed": 1, "tabs": 0}
     transitions.start_login(connection_id=failed.id, actor=principal, now=now())
-    assert fragments.counts(principal) == {"waiting": 1, "running": 2, "failed": 0}
+    assert fragments.counts(principal) == {"waiting": 1, "running": 2, "failed": 0, "tabs": 0}
 
 
 # ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -427,8 +427,8 @@ def test_A28_a_stale_interaction_says_so_and_brings_the_new_question(
     new = transitions.await_input(hold=hold, fields=CODE_FIELDS, choices=[], now=now())
     answer = web.post(f"/connections/{connection.id}/answer", {**sent, "field.f2": "other words"}, **SCRIPT)
     body = answer.content.decode()
-    assert answer.status_code == 400
-    assert "answer the new question" in body
+    assert answer.status_code == 409
+    assert re.search(r"You answered \d+ s ago\. Please answer the new question", body)
     assert f'id="form-{connection.id}-{new.interaction_id}"' in body
     assert body.index("new question") > body.index("hx-partial"), (
         "the message comes after the parts, so it stays"

@@ -1,126 +1,130 @@
-"""Bounded queues in memory: order, the bound, and what happens beyond it."""
+"""The broker hands events to who is idle and wants them, and leaves alone who is behind."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from events import broker as module
-from events.broker import Broker
+from events.broker import Broker, Subscription
 from events.envelope import Envelope, Interest
 
-
-def envelope(number: int, *, audience: int = 1, topic: str = "task:1", size: int = 10) -> Envelope:
-    return Envelope(id=number, name="task.status", topic=topic, audience=audience, data={}, frame=b"x" * size)
-
-
-def ids(envelopes: list[Envelope]) -> list[int]:
-    return [each.id for each in envelopes]
+EVERYTHING = Interest()
+MINE = Interest(audiences=frozenset({1}))
 
 
-def test_C09_publishing_without_subscribers_does_nothing() -> None:
-    Broker().publish(envelope(1))
+def event(number: int, topic: str = "task:t1", audience: int = 1) -> Envelope:
+    return Envelope(
+        id=number, name="task.status", topic=topic, audience=audience, data={}, frame=b"id: %d\n\n" % number
+    )
 
 
-def test_C05_every_subscription_gets_what_it_wants_in_order() -> None:
+class Reader:
+    """A subscription whose sink notes what it took."""
+
+    def __init__(self, broker: Broker, interest: Interest = EVERYTHING, *, takes: bool = True) -> None:
+        self.subscription: Subscription = broker.add(interest, 0)
+        self.subscription.idle = True
+        self.subscription.sink = self.sink
+        self.takes = takes
+        self.got: list[bytes] = []
+
+    def sink(self, frames: bytes) -> bool:
+        if self.takes:
+            self.got.append(frames)
+        return self.takes
+
+
+def test_C05_an_event_goes_to_everybody_who_wants_it_and_to_nobody_else() -> None:
     broker = Broker()
-    mine = broker.add(Interest(audiences=frozenset({1})))
-    everything = broker.add(Interest())
-    for number in range(5):
-        broker.publish(envelope(number, audience=number % 2))
-    assert ids(mine.take()) == [1, 3]
-    assert ids(everything.take()) == [0, 1, 2, 3, 4]
-    assert mine.take() == []
+    everything, mine = Reader(broker), Reader(broker, MINE)
+    topic = Reader(broker, Interest(topics=frozenset({"task:t2"})))
+    kind = Reader(broker, Interest(topics=frozenset({"connections"})))
+    broker.publish([event(1), event(2, audience=2), event(3, topic="task:t2")], 0.0)
+    assert everything.got == [b"id: 1\n\nid: 2\n\nid: 3\n\n"]
+    assert mine.got == [b"id: 1\n\nid: 3\n\n"]
+    assert topic.got == [b"id: 3\n\n"]
+    assert kind.got == []
+    assert not kind.subscription.attention.is_set()
+    assert kind.subscription.idle
 
 
-def test_C10_a_full_queue_is_let_go_and_marked_lost_until_the_reader_is_found() -> None:
+def test_C12_one_that_cannot_take_is_called_and_left_alone_until_it_is_idle_again() -> None:
     broker = Broker()
-    slow, quick = broker.add(Interest(), limit=3), broker.add(Interest())
-    for number in range(4):
-        broker.publish(envelope(number))
-    assert slow.lost
-    assert slow.take() == []
-    broker.publish(envelope(4))
-    assert len(slow) == 0
-    assert ids(quick.take()) == [0, 1, 2, 3, 4]
-    slow.found()
-    broker.publish(envelope(5))
-    assert not slow.lost
-    assert ids(slow.take()) == [5]
+    full, quick = Reader(broker, takes=False), Reader(broker)
+    broker.publish([event(5), event(6)], 0.0)
+    assert quick.got == [b"id: 5\n\nid: 6\n\n"]
+    assert not full.subscription.idle
+    assert full.subscription.attention.is_set()
+    # Everything that it wants up to here it has.
+    assert full.subscription.cursor == 4
+    full.takes = True
+    broker.publish([event(7)], 0.0)
+    assert full.got == []
+    assert full.subscription.cursor == 4
 
 
-def test_C10_a_queue_is_bounded_in_bytes_as_well_and_always_takes_one_event() -> None:
+def test_C10_one_without_a_sink_is_called_at_the_first_event_that_it_wants() -> None:
     broker = Broker()
-    reader = broker.add(Interest())
-    broker.publish(envelope(1, size=module.QUEUE_BYTES * 3))
-    assert ids(reader.take()) == [1]
-    broker.publish(envelope(2, size=module.QUEUE_BYTES // 2))
-    broker.publish(envelope(3, size=module.QUEUE_BYTES // 2))
-    assert not reader.lost
-    broker.publish(envelope(4, size=1))
-    assert reader.lost
-    reader.found()
-    broker.publish(envelope(5, size=module.QUEUE_BYTES))
-    assert ids(reader.take()) == [5]
+    reader = Reader(broker, MINE)
+    reader.subscription.sink = None
+    broker.publish([event(1, audience=2)], 0.0)
+    assert reader.subscription.idle
+    broker.publish([event(2, audience=2), event(3), event(4)], 0.0)
+    assert (reader.subscription.idle, reader.subscription.cursor) == (False, 2)
 
 
-def test_C06_a_removed_subscription_is_offered_nothing_and_may_be_removed_twice() -> None:
+def test_C06_who_left_gets_nothing_and_leaves_nothing() -> None:
     broker = Broker()
-    gone = broker.add(Interest())
-    broker.remove(gone)
-    broker.remove(gone)
-    broker.publish(envelope(1))
-    assert (len(broker), gone.take()) == (0, [])
+    left, stays = Reader(broker), Reader(broker, MINE)
+    broker.remove(left.subscription)
+    broker.remove(left.subscription)
+    broker.publish([event(1)], 0.0)
+    assert left.got == []
+    assert stays.got
+    assert len(broker) == 1
+    broker.remove(stays.subscription)
+    assert len(broker) == 0
+    assert broker._groups == {}
 
 
-async def _waits(subscription: module.Subscription) -> bool:
-    waiting = asyncio.ensure_future(subscription.wait())
-    await asyncio.sleep(0)
+def test_C05_rights_that_changed_count_from_the_next_event_on() -> None:
+    broker = Broker()
+    reader = Reader(broker)
+    broker.change(reader.subscription, MINE)
+    broker.publish([event(1, audience=2), event(2)], 0.0)
+    assert reader.got == [b"id: 2\n\n"]
+    assert len(broker) == 1
+
+
+def test_C09_publishing_works_without_subscribers_and_while_readers_leave() -> None:
+    broker = Broker()
+    broker.publish([event(1)], 0.0)
+    readers: list[Reader] = [Reader(broker) for _ in range(3)]
+
+    def leaving(frames: bytes) -> bool:
+        for reader in readers:
+            broker.remove(reader.subscription)
+        return True
+
+    readers[0].subscription.sink = leaving
+    broker.publish([event(2)], 0.0)
+    assert len(broker) == 0
+
+
+async def _waits(reader: Reader) -> bool:
+    waiting: Any = asyncio.ensure_future(reader.subscription.attention.wait())
     await asyncio.sleep(0)
     done = waiting.done()
     waiting.cancel()
     return not done
 
 
-def test_waiting_ends_with_news_and_with_a_loss() -> None:
+def test_C10_attention_wakes_who_waits() -> None:
     async def course() -> None:
         broker = Broker()
-        reader = broker.add(Interest(audiences=frozenset({1})), limit=1)
+        reader = Reader(broker, takes=False)
         assert await _waits(reader)
-        broker.publish(envelope(1, audience=2))
-        assert await _waits(reader)
-        broker.publish(envelope(2))
+        broker.publish([event(1)], 0.0)
         assert not await _waits(reader)
-        reader.take()
-        assert await _waits(reader)
-        broker.publish(envelope(3))
-        broker.publish(envelope(4))
-        reader.take()
-        assert not await _waits(reader), "a reader that lost its queue must not fall asleep over it"
-        reader.found()
-        assert await _waits(reader)
 
     asyncio.run(course())
-
-
-@given(st.lists(st.sampled_from(["publish", "take", "found"]), max_size=60), st.integers(1, 5))
-def test_C10_whatever_the_course_the_queue_is_bounded_ordered_and_never_has_a_silent_gap(
-    course: list[str], limit: int
-) -> None:
-    broker = Broker()
-    reader = broker.add(Interest(), limit=limit)
-    published, seen = 0, 0
-    for step in course:
-        if step == "publish":
-            published += 1
-            broker.publish(envelope(published))
-        elif step == "take" and not reader.lost:
-            taken = ids(reader.take())
-            assert taken == list(range(seen + 1, published + 1))
-            seen = published
-        elif step == "found" and reader.lost:
-            reader.found()
-            seen = published
-        assert len(reader) <= limit

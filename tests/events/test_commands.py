@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from events import log
 from events.envelope import Change, Interest, topic_of
-from events.management.commands import follow, prune_events
+from events.management.commands import follow
 from events.models import Event
 
 
@@ -115,7 +115,7 @@ def test_follow_ends_quietly_when_its_reader_has_gone(db: Any, monkeypatch: pyte
 
 
 def test_pruning_deletes_what_is_old_and_says_how_much(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prune_events, "BATCH", 2)
+    monkeypatch.setattr(log, "PRUNE_BATCH", 2)
     for number in range(5):
         happen(number, days_ago=40)
     happen(9)

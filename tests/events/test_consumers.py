@@ -11,8 +11,8 @@ import pytest
 from django.db import OperationalError
 
 from events import consumers
-from events.consumers import Events, EventStreamConsumer, Grant, Refused, Streams
-from events.envelope import Envelope, Interest
+from events.consumers import EventStreamConsumer, Grant, Refused, Streams
+from events.envelope import Interest
 from events.sse import Parser, ServerSentEvent
 from tests.events.writing import write_and_leave
 
@@ -24,7 +24,7 @@ class Open(EventStreamConsumer):
 
     verdict: Exception | None = None
 
-    async def authorise(self) -> Grant:
+    async def authorise(self, *, within: float = 0.0) -> Grant:
         if self.verdict is not None:
             raise self.verdict
         return Grant(principal="test", interest=Interest())
@@ -95,7 +95,7 @@ async def test_a_stream_that_is_cancelled_while_it_writes_leaves_nothing(
     assert "a stream broke" not in caplog.text
 
 
-async def test_C12_a_reader_that_takes_nothing_is_ended_as_slow(
+async def test_C11_C12_a_reader_that_takes_nothing_is_told_that_it_was_slow(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(consumers, "STALLED_SECONDS", 0.1)
@@ -119,7 +119,7 @@ async def test_A49_a_session_that_ends_ends_the_stream_at_the_next_heartbeat_and
     consumer = Open()
     client = Client(consumer)
     await client.until(lambda: client.events)
-    for passing in (OperationalError("gone"), Refused(503, "x", "x"), Refused(429, "x", "x")):
+    for passing in (OperationalError("gone"), Refused(503, "x", "x")):
         consumer.verdict = passing
         seen = len(client.events)
         await client.until(lambda seen=seen: len(client.events) >= seen + 3)
@@ -138,6 +138,47 @@ async def test_a_database_that_does_not_answer_is_503_and_never_401() -> None:
     assert client.sent[0]["status"] == 503
     assert (b"Retry-After", b"2") in client.sent[0]["headers"]
     await client.leave()
+
+
+async def test_C05_a_stream_that_sees_nothing_of_a_long_log_is_ready_and_gets_what_is_its_own() -> None:
+    class Narrow(Open):
+        plain_frames = True
+
+        async def authorise(self, *, within: float = 0.0) -> Grant:
+            return Grant(principal="test", interest=Interest(audiences=frozenset({7})), after=before)
+
+    (before,) = await asyncio.to_thread(write_and_leave, 1)
+    await asyncio.to_thread(write_and_leave, *range(40), data={"fill": "x" * 10_000})
+    client = Client(Narrow())
+    await client.until(lambda: [event.name for event in client.events] == ["ready"])
+    (mine,) = await asyncio.to_thread(write_and_leave, 1, audience=7)
+    await client.until(lambda: client.events[-1].id == str(mine))
+    await client.leave()
+    await nothing_left()
+
+
+async def test_a_fault_while_encoding_is_tried_again_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consumers, "RETRY_SECONDS", 0.05)
+    faults = 2
+
+    class Drawn(Open):
+        async def encode(self, batch: Any, grant: Grant) -> bytes:
+            nonlocal faults
+            if faults:
+                faults -= 1
+                raise OperationalError("gone")
+            return await super().encode(batch, grant)
+
+    client = Client(Drawn())
+    await client.until(lambda: client.events)
+    ids = await asyncio.to_thread(write_and_leave, 1, 2, 3)
+    await client.until(lambda: len(client.events) >= 4)
+    assert [event.id for event in client.events[1:]] == [str(each) for each in ids]
+    assert faults == 0
+    await client.leave()
+    await nothing_left()
 
 
 async def test_draining_ends_open_streams_and_refuses_new_ones() -> None:
@@ -168,17 +209,3 @@ async def test_places_are_given_back_whatever_happens(settings: Any) -> None:
             assert full.value.status == 503
             raise LookupError
     assert (streams.total, streams.per_principal) == (0, {})
-
-
-async def test_C12_a_large_batch_is_written_in_portions() -> None:
-    batch = [
-        Envelope(id=n, name="x", topic="task:1", audience=1, data={}, frame=b"x" * size)
-        for n, size in enumerate([30_000, 30_000, 30_000, 200_000, 1])
-    ]
-    portions = list(consumers._portions(Events(batch)))
-    assert [[each.id for each in part.batch] for part in portions if isinstance(part, Events)] == [
-        [0, 1],
-        [2],
-        [3],
-        [4],
-    ]

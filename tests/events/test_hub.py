@@ -12,21 +12,25 @@ from channels.layers import get_channel_layer
 from django.db import DatabaseError
 
 from events import hub as module
-from events import log
+from events import log, waker
 from events.broker import Subscription
 from events.envelope import Interest
 from events.hub import Hub
+from events.stream import Events, follow
 from tests.events.writing import write_and_leave
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio]
 
 
-async def taken(subscription: Subscription, count: int) -> list[int]:
+async def taken(hub: Hub, subscription: Subscription, count: int) -> list[int]:
+    """The ids of the next ``count`` events; ``follow`` is told nothing of where to begin, the subscription knows."""
     got: list[int] = []
-    async with asyncio.timeout(10):
-        while len(got) < count:
-            await subscription.wait()
-            got += [each.id for each in subscription.take()]
+    async with asyncio.timeout(10), contextlib.aclosing(follow(hub, subscription, after=None)) as items:
+        async for item in items:
+            if isinstance(item, Events):
+                got += [each.id for each in item.batch]
+            if len(got) >= count:
+                break
     return got
 
 
@@ -49,14 +53,14 @@ async def test_the_hub_starts_with_the_first_and_stops_with_the_last() -> None:
         async with hub.subscribe(Interest()) as second:
             assert len(hub_threads()) == 1
             ids = await asyncio.to_thread(write_and_leave, 1, 2)
-            assert await taken(first, 2) == ids
-            assert await taken(second, 2) == ids
+            assert await taken(hub, first, 2) == ids
+            assert await taken(hub, second, 2) == ids
         assert len(hub_threads()) == 1
     assert len(hub.broker) == 0
     await nothing_left()
     layer = get_channel_layer()
     assert layer is not None
-    assert not layer.groups.get(log.WAKE_GROUP)
+    assert not layer.groups.get(waker.GROUP)
 
 
 async def test_a_hub_that_is_started_again_begins_at_the_present() -> None:
@@ -67,7 +71,7 @@ async def test_a_hub_that_is_started_again_begins_at_the_present() -> None:
     async with hub.subscribe(Interest()) as again:
         assert hub.position == missed
         ids = await asyncio.to_thread(write_and_leave, 3)
-        assert await taken(again, 1) == ids
+        assert await taken(hub, again, 1) == ids
 
 
 async def test_C06_two_hundred_streams_opened_and_closed_leave_nothing() -> None:
@@ -75,7 +79,7 @@ async def test_C06_two_hundred_streams_opened_and_closed_leave_nothing() -> None
 
     async def stream() -> None:
         async with hub.subscribe(Interest()) as subscription:
-            await subscription.wait()
+            await subscription.attention.wait()
 
     for _ in range(4):
         streams = [asyncio.create_task(stream()) for _ in range(50)]
@@ -127,7 +131,7 @@ async def test_a_hub_that_cannot_start_says_so_and_leaves_nothing(monkeypatch: p
     await nothing_left()
     async with hub.subscribe(Interest()) as subscription:
         ids = await asyncio.to_thread(write_and_leave, 1)
-        assert await taken(subscription, 1) == ids
+        assert await taken(hub, subscription, 1) == ids
 
 
 @pytest.mark.parametrize("fault", [DatabaseError("gone"), ValueError("a row that cannot be encoded")])
@@ -148,7 +152,7 @@ async def test_a_fault_while_reading_the_log_costs_latency_and_no_event(
     async with hub.subscribe(Interest()) as subscription:
         monkeypatch.setattr(module.log, "read", failing)
         ids = await asyncio.to_thread(write_and_leave, 1, 2)
-        assert await taken(subscription, 2) == ids
+        assert await taken(hub, subscription, 2) == ids
     assert "cannot read the log" in caplog.text
 
 
@@ -164,8 +168,47 @@ async def test_a_layer_that_fails_is_survived_by_looking(
     hub = Hub()
     async with hub.subscribe(Interest()) as subscription:
         ids = await asyncio.to_thread(write_and_leave, 1)
-        assert await taken(subscription, 1) == ids
+        assert await taken(hub, subscription, 1) == ids
     assert "the channel layer does not answer" in caplog.text
+
+
+class Deaf:
+    """A layer whose client swallows the first cancellation, as redis-py does while it connects."""
+
+    def __init__(self) -> None:
+        self.deaf = True
+        self.entered = asyncio.Event()
+
+    async def new_channel(self, prefix: str) -> str:
+        self.entered.set()
+        while self.deaf:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                self.deaf = False
+        return prefix
+
+    async def group_add(self, group: str, channel: str) -> None: ...
+
+    async def group_discard(self, group: str, channel: str) -> None: ...
+
+    async def receive(self, channel: str) -> None:
+        await asyncio.sleep(3600)
+
+
+async def test_C06_a_layer_that_swallows_a_cancellation_neither_stops_the_next_stream_nor_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = Deaf()
+    monkeypatch.setattr(module, "get_channel_layer", lambda: layer)
+    hub = Hub()
+    async with asyncio.timeout(5):
+        async with hub.subscribe(Interest()):
+            await layer.entered.wait()
+        async with hub.subscribe(Interest()) as again:
+            ids = await asyncio.to_thread(write_and_leave, 1)
+            assert await taken(hub, again, 1) == ids
+    await nothing_left()
 
 
 async def test_a_wake_up_is_heard_long_before_the_next_look(settings: Any) -> None:
@@ -175,11 +218,11 @@ async def test_a_wake_up_is_heard_long_before_the_next_look(settings: Any) -> No
     hub = Hub()
     async with hub.subscribe(Interest()) as subscription:
         async with asyncio.timeout(5):
-            while not layer.groups.get(log.WAKE_GROUP):
+            while not layer.groups.get(waker.GROUP):
                 await asyncio.sleep(0.01)
         ids = await asyncio.to_thread(write_and_leave, 1)
-        await layer.group_send(log.WAKE_GROUP, log.WAKE_MESSAGE)
-        assert await taken(subscription, 1) == ids
+        await layer.group_send(waker.GROUP, waker.MESSAGE)
+        assert await taken(hub, subscription, 1) == ids
 
 
 async def test_a_row_with_half_a_surrogate_pair_does_not_stop_the_log() -> None:
@@ -187,7 +230,7 @@ async def test_a_row_with_half_a_surrogate_pair_does_not_stop_the_log() -> None:
     async with hub.subscribe(Interest()) as subscription:
         ids = await asyncio.to_thread(write_and_leave, 1, data={"text": "\ud800"})
         ids += await asyncio.to_thread(write_and_leave, 2)
-        assert await taken(subscription, 2) == ids
+        assert await taken(hub, subscription, 2) == ids
 
 
 async def test_the_hub_belongs_to_its_event_loop() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from events import hub as hubs
+from events import metrics
 from events.broker import Subscription
 from events.envelope import Interest
 from events.hub import Hub
-from events.stream import Events, Item, Ready, Reset, follow
+from events.stream import Events, Follower, Item, Ready, Reset, follow
+from events.window import Window
 from tests.events.writing import NOW, prune_and_leave, write_and_leave, writers
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio]
@@ -100,11 +103,15 @@ async def test_C44_a_cursor_before_the_retention_is_reset_and_the_border_itself_
 
 
 async def test_C44_what_is_pruned_under_a_replay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "BATCH", 2)
+    monkeypatch.setattr(hubs, "PAGE", 2)
+    monkeypatch.setattr(hubs, "TAIL_EVENTS", 1)
     old = await asyncio.to_thread(write_and_leave, *range(6), at=NOW - dt.timedelta(days=40))
     (young,) = await asyncio.to_thread(write_and_leave, 9)
     async with following(hubs.current(), after=0) as (items, _):
-        assert await ids_of(items, 2) == old[:2]
+        # Pages begin at round ids, so the first one may be cut anywhere.
+        got = await ids_of(items, 2)
+        assert got == old[: len(got)]
+        assert len(got) < 5
         await asyncio.to_thread(prune_and_leave, NOW)
         assert await item_of(items) == Reset("retention", young)
         assert await item_of(items) == Ready(young)
@@ -154,31 +161,140 @@ async def test_B31_at_the_border_between_replay_and_live_nothing_is_lost_twice_o
         assert got == list(range(got[0], base + total + 1))
 
 
-async def test_C10_a_slow_stream_falls_back_to_the_log_and_misses_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("events.broker.QUEUE_LIMIT", 5)
-    monkeypatch.setattr(hubs, "BATCH", 7)
+async def caught_up(hub: Hub, cursor: int) -> None:
+    async with asyncio.timeout(10):
+        while hub.position < cursor:
+            await asyncio.sleep(0.01)
+
+
+async def test_C10_a_slow_stream_reads_on_from_the_window_at_its_own_pace_and_misses_nothing() -> None:
     hub = hubs.current()
     async with following(hub) as (items, subscription):
         assert isinstance(await item_of(items), Ready)
-        subscription.limit = 5
         ids = await asyncio.to_thread(write_and_leave, *range(40))
-        async with asyncio.timeout(10):
-            while hub.position < ids[-1]:
-                await asyncio.sleep(0.01)
-        assert subscription.lost
+        await caught_up(hub, ids[-1])
         assert await ids_of(items, 40) == ids
         later = await asyncio.to_thread(write_and_leave, 50)
         assert await ids_of(items, 1) == later
+        assert subscription.cursor >= later[0] - 1
 
 
-async def test_C12_a_stream_that_takes_nothing_delays_nobody() -> None:
+async def test_C10_one_that_fell_out_of_the_window_reads_the_log_and_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hubs, "Window", functools.partial(Window, limit_events=5))
+    hub = Hub()
+    fallbacks = metrics.FALLBACKS._value.get()
+    async with following(hub) as (items, _):
+        assert isinstance(await item_of(items), Ready)
+        ids = await asyncio.to_thread(write_and_leave, *range(230))
+        await caught_up(hub, ids[-1])
+        assert hub.window.start > ids[200]
+        assert await ids_of(items, 230) == ids
+        later = await asyncio.to_thread(write_and_leave, 300)
+        assert await ids_of(items, 1) == later
+    assert metrics.FALLBACKS._value.get() > fallbacks
+
+
+async def test_C10_many_that_fell_out_of_the_window_share_their_reads_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hubs, "Window", functools.partial(Window, limit_events=5))
+    ids = await asyncio.to_thread(write_and_leave, *range(300))
+    hub = Hub()
+
+    async def reader(after: int) -> list[int]:
+        async with following(hub, after=after) as (items, _):
+            return await ids_of(items, ids[-1] - after)
+
+    async with hub.subscribe(Interest()):
+        before = metrics.LOG_READS.labels("page")._value.get()
+        results = await asyncio.gather(*(reader(ids[back % 60]) for back in range(200)))
+        reads = metrics.LOG_READS.labels("page")._value.get() - before
+    for number, got in enumerate(results):
+        assert got == ids[number % 60 + 1 :]
+    # Three hundred events are at most five pages, whoever asks and how many they are.
+    assert 3 <= reads <= 5
+
+
+async def test_C12_a_stream_that_takes_nothing_delays_nobody_and_holds_nothing() -> None:
     hub = hubs.current()
-    async with following(hub) as (stalled, lost), following(hub) as (quick, _):
+    async with following(hub) as (stalled, left), following(hub) as (quick, _):
         assert isinstance(await item_of(stalled), Ready)
         assert isinstance(await item_of(quick), Ready)
+        # Both are idle once they are asked for more.
+        waiting = asyncio.ensure_future(anext(stalled))
+        first = await asyncio.to_thread(write_and_leave, 1)
+        assert await ids_of(quick, 1) == first
+        assert [each.id for each in (await waiting).batch] == first
         ids = await asyncio.to_thread(write_and_leave, *range(300))
         assert await ids_of(quick, 300) == ids
-        assert lost.lost
-        assert len(lost) == 0
+        assert left.cursor == first[0]
+        assert not left.idle
+
+
+async def test_B30_a_cursor_that_another_process_is_ahead_with_waits_for_this_one_and_gets_nothing_twice() -> (
+    None
+):
+    hub = Hub()
+    async with hub.subscribe(Interest()):
+        # The log grows, but this process does not look.
+        hub._tasks[0].cancel()
+        await asyncio.gather(hub._tasks[0], return_exceptions=True)
+        ids = await asyncio.to_thread(write_and_leave, 1, 2, 3)
+        async with following(hub, after=ids[1]) as (items, subscription):
+            waiting = asyncio.ensure_future(anext(items))
+            async with asyncio.timeout(5):
+                while subscription not in hub._ahead:
+                    await asyncio.sleep(0.01)
+            hub._tasks[0] = asyncio.create_task(hub._follow_log())
+            assert isinstance(await waiting, Events | Ready)
+            later = await asyncio.to_thread(write_and_leave, 4)
+            got = [] if isinstance(waiting.result(), Ready) else [each.id for each in waiting.result().batch]
+            while len(got) < 2:
+                item = await item_of(items)
+                got += [each.id for each in item.batch] if isinstance(item, Events) else []
+            assert got == [ids[2], *later]
+
+
+async def test_B31_B36_what_is_handed_to_a_sink_and_what_is_read_join_without_a_gap() -> None:
+    """A sink that takes some and refuses some: a socket that is full now and then."""
+    hub = hubs.current()
+    got: list[int] = []
+    refused = 0
+
+    def sink(frames: bytes) -> bool:
+        nonlocal refused
+        ids = [int(line[4:]) for line in frames.split(b"\n") if line.startswith(b"id: ")]
+        if ids[0] % 3 == 0:
+            refused += 1
+            return False
+        got.extend(ids)
+        return True
+
+    async with hub.subscribe(Interest()) as subscription:
+        follower = Follower(hub, subscription, after=None)
+
+        async def serve() -> None:
+            while True:
+                item = await follower.next()
+                if isinstance(item, Events):
+                    got.extend(each.id for each in item.batch)
+                elif item is None:
+                    subscription.sink = sink
+                    await subscription.attention.wait()
+                    subscription.attention.clear()
+                    subscription.sink = None
+
+        serving = asyncio.create_task(serve())
+        ids: list[int] = []
+        for number in range(60):
+            ids += await asyncio.to_thread(write_and_leave, number)
+            await caught_up(hub, ids[-1])
+        async with asyncio.timeout(10):
+            while len(got) < 60:
+                await asyncio.sleep(0.01)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    assert got == ids
+    assert 0 < refused < 60

@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
+import struct
 import threading
 import time
 import urllib.error
@@ -18,6 +20,17 @@ from events.sse import Parser, ServerSentEvent
 from tests.conftest import Running, until
 
 
+def tls() -> ssl.SSLContext:
+    """For the certificate that nginx of tests/live/services.py makes for itself. A new one each time: clients of HTTP/2 change theirs."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+TLS = tls()
+
+
 class Stream:
     """One open stream; a thread reads it. ``events`` grows, ``raw`` holds the bytes, ``ended`` tells how it is going."""
 
@@ -26,9 +39,14 @@ class Stream:
         assert parts.hostname is not None
         self.events: list[ServerSentEvent] = []
         self.times: list[float] = []
-        self.raw = b""
+        self.raw = bytearray()
         self.ended = threading.Event()
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=60)
+        if parts.scheme == "https":
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=60, context=TLS
+            )
+        else:
+            self._connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=60)
         sent = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._connection.request(
             "GET", f"{parts.path}{'?' + parts.query if parts.query else ''}", headers=sent | (headers or {})
@@ -120,7 +138,7 @@ def call(
         data=None if body is None else json.dumps(body).encode(),
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30, context=TLS) as answer:
             raw, status, got = answer.read(), answer.status, answer.headers
     except urllib.error.HTTPError as error:
         raw, status, got = error.read(), error.code, error.headers
@@ -201,3 +219,81 @@ def many(count: int, make: Callable[[], Stream]) -> Iterator[list[Stream]]:
     finally:
         for stream in streams:
             stream.close()
+
+
+class Cut:
+    """A network between clients and one server that can break. ``url`` stands for the server's.
+
+    ``swallow()``: what either side sends arrives nowhere, and neither hears of it. ``reset()`` breaks every connection. ``heal()``: new connections
+    work again.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (str(parts.hostname), int(parts.port or 80))
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        #: Bytes of the server that arrived nowhere.
+        self.swallowed = 0
+        self._swallowing = threading.Event()
+        self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Closing alone does not wake who waits in accept().
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.reset()
+        for thread in self._threads:
+            thread.join(5)
+            assert not thread.is_alive(), "the network does not end"
+
+    def swallow(self) -> None:
+        self._swallowing.set()
+
+    def heal(self) -> None:
+        self._swallowing.clear()
+
+    def reset(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            # With RST instead of FIN.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):
+                # Its thread is woken by this, and not by closing.
+                end.shutdown(socket.SHUT_RD)
+            end.close()
+
+    def _run(self, work: Callable[..., None], *words: Any) -> None:
+        thread = threading.Thread(target=work, args=words, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                try:
+                    server = socket.create_connection(self._target, timeout=5)
+                except OSError:
+                    client.close()
+                    continue
+                server.settimeout(None)
+                self._ends += [client, server]
+                self._run(self._carry, client, server, False)
+                self._run(self._carry, server, client, True)
+
+    def _carry(self, source: socket.socket, target: socket.socket, from_server: bool) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(65536):
+                if not self._swallowing.is_set():
+                    target.sendall(part)
+                elif from_server:
+                    self.swallowed += len(part)
+            if not self._swallowing.is_set():
+                target.shutdown(socket.SHUT_WR)

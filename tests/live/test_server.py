@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from daphne.server import Server as DaphneServer
 
-from project.server import Gate, Server
+from events.sse import Parser
+from project.server import Server, Wire
 from tests.conftest import ROOT, Running, run_switchboard, until
 from tests.live.streaming import (
     Stream,
@@ -182,40 +186,165 @@ def impatient(tmp_path: Path) -> Any:
         yield running
 
 
-def test_C12_a_reader_that_takes_nothing_costs_bounded_memory_delays_nobody_and_is_closed(
-    impatient: Running,
+@contextlib.contextmanager
+def peak_of(pid: int) -> Iterator[list[int]]:
+    """The most resident bytes that the process had while the block ran."""
+    peak = [rss_of(pid)]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            peak[0] = max(peak[0], rss_of(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+@pytest.mark.parametrize(("count", "size"), [(300, 2_000), (200, 100_000), (20, 1_000_000)])
+def test_C12_a_reader_that_takes_nothing_costs_less_than_256_KiB_delays_nobody_and_is_closed(
+    impatient: Running, count: int, size: int
 ) -> None:
     running = impatient
     pid = pid_of(running)
-    with events(running, "?topics=task:flood") as quick:
+    topic = "?topics=task:flood"
+    with events(running, topic) as quick:
         quick.named("ready")
-        before, sockets = rss_of(pid), sockets_of(pid)
-        stalled = [stalled_reader(running, "?topics=task:flood") for _ in range(10)]
-        until(lambda: sockets_of(pid) >= sockets + 10, 10)
-        peak = [0]
-        watching = threading.Event()
-
-        def watch() -> None:
-            while not watching.wait(0.02):
-                peak[0] = max(peak[0], rss_of(pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        # What the process takes for everybody (the window, the pages, a batch on its way) is what a flood costs without them.
+        with peak_of(pid) as without:
+            for _ in range(3):
+                write_elsewhere(running, count, topic="flood", size=size)
+            until(lambda: len(quick.logged()) == 3 * count, 30)
+        sockets = sockets_of(pid)
+        stalled = [stalled_reader(running, topic) for _ in range(40)]
         try:
-            write_elsewhere(running, 200, topic="flood", size=100_000)
-            until(lambda: len(quick.logged()) == 200, 20)
-            assert [event.json()["n"] for event in quick.logged()] == list(range(200))
-            until(lambda: sockets_of(pid) <= sockets, 15, "a reader that takes nothing is still there")
+            until(lambda: sockets_of(pid) >= sockets + 40, 10)
+            with peak_of(pid) as with_them:
+                write_elsewhere(running, count, topic="flood", size=size)
+                until(lambda: len(quick.logged()) == 4 * count, 30)
+                assert [event.json()["n"] for event in quick.logged()] == list(range(count)) * 4
+                until(lambda: sockets_of(pid) <= sockets, 15, "a reader that takes nothing is still there")
         finally:
-            watching.set()
-            watcher.join()
             for each in stalled:
                 each.close()
-        # 20 MB for each of ten readers were offered: without back-pressure 200 MB, and as much again for what they were made of.
-        assert peak[0] - before < 100 * MIB, f"{(peak[0] - before) / MIB:.0f} MiB"
+        each_costs = (with_them[0] - without[0]) / 40 / 1024
+        assert each_costs < 256, f"{each_costs:.0f} KiB each"
         created = connect(running)
         status, _, _ = call(running, "GET", f"/auth/connections/{created['id']}")
         assert status == 200
+    assert "Traceback" not in running.log("server"), running.log("server")
+
+
+def test_C12_a_reader_that_stops_in_the_middle_of_a_large_event_gets_all_of_it_later(
+    own_running: Running,
+) -> None:
+    """Its frame is not kept for it: the rest is taken from the log when the reader goes on."""
+    running = own_running
+    reader = stalled_reader(running, "?topics=task:large")
+    with events(running, "?topics=task:large") as quick:
+        quick.named("ready")
+        write_elsewhere(running, 8, topic="large", size=900_000)
+        until(lambda: len(quick.logged()) == 8, 20)
+        reader.settimeout(10)
+        raw = b""
+        while raw.count(b"event: task.updated") < 8 or not raw.endswith(b"\n\n\r\n"):
+            raw += reader.recv(1 << 20)
+        reader.close()
+        got = list(Parser().feed(unchunked(raw.partition(b"\r\n\r\n")[2])))
+        assert [event.data for event in got if event.name == "task.updated"] == [
+            event.data for event in quick.logged()
+        ]
+
+
+def unchunked(raw: bytes) -> bytes:
+    """Whole chunks of the chunked transfer coding, without their sizes."""
+    body = b""
+    while raw:
+        size, _, rest = raw.partition(b"\r\n")
+        length = int(size, 16)
+        body, raw = body + rest[:length], rest[length + 2 :]
+    return body
+
+
+def test_runserver_serves_streams_with_the_server_of_the_deployment(own_running: Running) -> None:
+    running = own_running
+    assert running.stop("server") == 0
+    port = running.url.rpartition(":")[2]
+    with (running.data_dir / "server.log").open("ab") as output:
+        running.processes["server"] = subprocess.Popen(
+            [sys.executable, "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"],
+            cwd=ROOT, env=running.env, stdout=output, stderr=output,
+        )  # fmt: skip
+    running.wait_until_up()
+    with events(running) as stream:
+        stream.named("ready")
+        connect(running)
+        stream.named("connection.created")
+        assert running.stop("server") == 0
+        assert stream.of("end")[0].json() == {"reason": "shutdown", "reconnect": True}
+
+
+def test_C08_runserver_ends_its_streams_in_order_when_the_code_changes_and_stops_on_ctrl_c(
+    own_running: Running, tmp_path: Path
+) -> None:
+    running = own_running
+    assert running.stop("server") == 0
+    # A module of the process that this test may change: the reloader watches whatever was imported.
+    module = tmp_path / "extra" / "sitecustomize.py"
+    module.parent.mkdir()
+    module.write_text("")
+    with (running.data_dir / "server.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "runserver", f"127.0.0.1:{running.url.rpartition(':')[2]}"],
+            cwd=ROOT, env=running.env | {"PYTHONPATH": str(module.parent)}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            # A terminal sends Ctrl-C to the reloader and to what it started. (What a shell runs in the background would ignore it.)
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                start_new_session=True,
+        )  # fmt: skip
+    try:
+        running.wait_until_up()
+        with events(running) as stream:
+            cursor = str(stream.named("ready").json()["cursor"])
+            later = itertools.count(int(time.time()) + 10)
+            # Again and again: the first look of the reloader may come after a change.
+            until(lambda: os.utime(module, (next(later),) * 2) or stream.of("end"), 30)
+            assert stream.named("end").json() == {"reason": "shutdown", "reconnect": True}
+        running.wait_until_up()
+        with events(running, Last_Event_ID=cursor) as stream:
+            stream.named("ready")
+            connect(running)
+            stream.named("connection.created")
+            os.killpg(process.pid, signal.SIGINT)
+            # Django's reloader gives its child a quarter of a second: enough for the last frames mostly, and not more than that.
+            assert stream.ended.wait(10)
+        process.wait(15)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert "Traceback" not in running.log("server"), running.log("server")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/api/events", "/nowhere"])
+def test_an_offer_of_a_websocket_is_answered_as_a_plain_request(own_running: Running, path: str) -> None:
+    running = own_running
+    handshake = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]  # fmt: skip
+    with dial(running) as client:
+        client.sendall(head_of(running, *handshake, method="GET", path=path))
+        raw = b""
+        while b"\r\n\r\n" not in raw:
+            part = client.recv(65536)
+            assert part, raw
+            raw += part
+    head = raw.partition(b"\r\n\r\n")[0].lower()
+    expected = {"/healthz": b"200", "/api/events": b"401", "/nowhere": b"404"}[path]
+    assert head.startswith(b"http/1.1 " + expected)
+    assert b"x-request-id: " in head
+    assert running.stop("server") == 0
     assert "Traceback" not in running.log("server"), running.log("server")
 
 
@@ -393,7 +522,7 @@ def test_C12_send_waits_while_the_transport_is_full(server: Server) -> None:
         server.connections[protocol] = {}
         await server.handle_reply(protocol, START)
         gate = protocol.channel.producer  # type: ignore[union-attr]
-        assert isinstance(gate, Gate)
+        assert isinstance(gate, Wire)
         await server.handle_reply(protocol, PART)
         gate.pauseProducing()
         blocked = asyncio.ensure_future(server.handle_reply(protocol, PART))
@@ -423,7 +552,7 @@ def test_C06_a_client_that_leaves_frees_who_waits_and_the_last_frame_after_it_hu
         details: dict[str, Any] = {}
         server.connections[protocol] = details
         await server.handle_reply(protocol, START)
-        gate = details["gate"]
+        gate = details["wire"]
         gate.pauseProducing()
         blocked = asyncio.ensure_future(server.handle_reply(protocol, PART))
         await asyncio.sleep(0)
@@ -438,7 +567,7 @@ def test_C06_a_client_that_leaves_frees_who_waits_and_the_last_frame_after_it_hu
     asyncio.run(course())
 
 
-def test_an_ordinary_answer_has_no_gate(server: Server) -> None:
+def test_an_ordinary_answer_has_no_wire(server: Server) -> None:
     async def course() -> None:
         protocol = FakeProtocol()
         server.connections[protocol] = {}
@@ -448,10 +577,6 @@ def test_an_ordinary_answer_has_no_gate(server: Server) -> None:
         assert protocol.producer is None
 
     asyncio.run(course())
-
-
-def test_the_server_is_daphne_with_two_methods_of_its_own() -> None:
-    assert issubclass(Server, DaphneServer)
 
 
 def test_streams_of_a_caller_are_counted_by_its_connections_not_by_its_requests(own_running: Running) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import Running, run_switchboard, until
@@ -236,6 +238,29 @@ def test_A49_a_revoked_key_and_a_deactivated_user_end_the_stream_within_a_heartb
         assert again.status == 401
 
 
+def test_A49_a_revoked_key_ends_its_stream_also_while_its_address_is_over_the_limit_of_wrong_keys(
+    tmp_path: Path,
+) -> None:
+    """The limit answers 429 where it would answer 401, which must not be taken for a passing fault."""
+    # A server of its own: its address is refused for a minute.
+    with run_switchboard(tmp_path, HEARTBEAT_SECONDS="1") as running:
+        flood_and_revoke(running)
+
+
+def flood_and_revoke(running: Running) -> None:
+    key = running.manage("create_api_key", "--user", running.other_username, "--name", "flooded").split()[-1]
+    with events(running, key=key) as stream:
+        stream.named("ready")
+        while call(running, "GET", "/auth/connections", key="sk_wrong")[0] != 429:
+            pass
+        running.manage(
+            "shell", "--no-imports", "-c",
+            "from connections.models import ApiKey; from django.utils import timezone\n"
+            "ApiKey.objects.filter(name='flooded').update(revoked_at=timezone.now())",
+        )  # fmt: skip
+        assert stream.named("end").json() == {"reason": "session_over", "reconnect": False}
+
+
 def test_A49_signing_out_ends_the_streams_of_the_session(quick: Running) -> None:
     made = quick.manage(
         "shell", "--no-imports", "-c",
@@ -255,6 +280,9 @@ def test_A49_signing_out_ends_the_streams_of_the_session(quick: Running) -> None
         stream.named("ready")
         live.named("ready")
         assert live.names()[0] == "welcome"
+        # Row B51: the page of somebody who was signed in here before gets nothing of the one who is now.
+        with Stream(f"{quick.url}/live", headers=cookie | {"X-Page-User": "user:0"}) as former:
+            assert former.status == 401
         quick.manage(
             "shell", "--no-imports", "-c",
             f"from django.contrib.sessions.models import Session; Session.objects.filter(pk='{made}').delete()",
@@ -421,3 +449,57 @@ def test_C08_the_life_of_a_stream_is_limited_also_while_events_flow(tmp_path: Pa
                 seen
                 == [event.id for event in everything.logged() if int(event.id) <= int(seen[-1])][-len(seen) :]
             )
+
+
+def test_B35_what_has_ended_still_tells_its_end_to_a_client_that_was_away(running: Running) -> None:
+    connection = connect(running)
+    with events(running, f"?topics=connection:{connection['id']}&after=0") as stream:
+        cursor = stream.named("connection.created").id
+    assert call(running, "DELETE", f"/auth/connections/{connection['id']}")[0] == 204
+    with events(running, f"?topics=connection:{connection['id']}&after={cursor}") as again:
+        again.named("ready")
+        assert again.names()[-2:] == ["connection.deleted", "ready"]
+
+
+BURST = """
+import datetime as dt
+from django.db import transaction
+from connections import telling
+from connections.models import ManagedAuthConnection
+rows = list(ManagedAuthConnection.objects.select_related("profile", "credential").filter(pk__in={ids!r}).order_by("pk"))
+with transaction.atomic():
+    for number in range(20):
+        for row in rows:
+            telling.connection("connection.updated", row, at=dt.datetime.now(dt.UTC), actor="test")
+"""
+
+
+def test_C40_a_burst_is_drawn_once_for_each_object_that_it_names(running: Running) -> None:
+    rows = [connect(running), connect(running)]
+    with (
+        http_session(running) as (cookie, cursor),
+        Stream(f"{running.url}/live?topics=connections&since={cursor}", headers={"Cookie": cookie}) as stream,
+    ):
+        stream.named("ready")
+        ids = [row["id"] for row in rows]
+        running.manage("shell", "--no-imports", "-c", BURST.format(ids=ids))
+        until(lambda: len(stream.of("message")) >= 2, 10)
+        stream.named("counts")
+        drawn = [event.data for event in stream.of("message")]
+        assert [sum(each in html for html in drawn) for each in ids] == [1, 1]
+
+
+@contextlib.contextmanager
+def http_session(running: Running) -> Iterator[tuple[str, str]]:
+    """A signed-in browser's cookie, and the newest cursor."""
+    with httpx.Client(base_url=running.url) as http:
+        http.get("/signin")
+        form = {
+            "username": running.username,
+            "password": running.password,
+            "csrfmiddlewaretoken": http.cookies["csrftoken"],
+        }
+        assert http.post("/signin", data=form, headers={"Referer": running.url}).status_code == 302
+        with events(running) as stream:
+            cursor = stream.named("ready").json()["cursor"]
+        yield f"sessionid={http.cookies['sessionid']}", str(cursor)

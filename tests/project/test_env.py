@@ -100,6 +100,7 @@ def test_two_installations_have_different_keys(tmp_path: Path) -> None:
         ("ENCRYPTION_KEYS", "short"),
         ("SECRET_KEY", "short"),
         ("FLOW_SECONDS", "0"),
+        ("DATABASE_POOL_SIZE", "0"),
         ("HEARTBEAT_SECONDS", "16"),
         ("POLL_SECONDS", "2"),
         ("LOG_LEVEL", "LOUD"),
@@ -113,6 +114,17 @@ def test_two_installations_have_different_keys(tmp_path: Path) -> None:
         ("DATABASE_URL", "postgres://"),
         ("REDIS_URL", "redis://h:abc"),
         ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "redis://h:6379/0?bogus=1"),
+        ("REDIS_URL", "redis://h:6379/0?socket_timeout=soon"),
+        ("REDIS_URL", "redis://h:6379/abc"),
+        ("REDIS_URL", "redis://h:6379/-1"),
+        ("REDIS_URL", "redis://h:6379/1/2"),
+        ("REDIS_URL", "unix:///run/redis.sock?bogus=1"),
+        ("REDIS_URL", "rediss://h?ssl_cert_reqs=bogus"),
+        ("DATABASE_URL", "postgres://u@h/n?bogus=1"),
+        ("DATABASE_URL", "postgres://u@h/n?pool=1"),
+        ("DATABASE_URL", "postgres://u@h/n?connect_timeout=soon"),
+        ("DATABASE_URL", "sqlite:////x.sqlite3?bogus=1"),
     ],
 )
 def test_a_wrong_value_ends_the_start_with_the_name_of_the_knob(
@@ -121,6 +133,26 @@ def test_a_wrong_value_ends_the_start_with_the_name_of_the_knob(
     with pytest.raises(SystemExit) as ended:
         read(tmp_path, **{name: value})
     assert str(ended.value).startswith(f"switchboard: {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "redis://h"),
+        ("REDIS_URL", "redis://:word@h:6380/"),
+        ("REDIS_URL", "redis://h/3?health_check_interval=5&socket_keepalive=true"),
+        ("REDIS_URL", "rediss://h:6379/0?ssl_cert_reqs=none"),
+        ("REDIS_URL", "unix:///run/redis.sock?db=2"),
+        ("DATABASE_URL", "postgres://u:p@h:5433/n?sslmode=require&connect_timeout=3&keepalives=1"),
+        ("DATABASE_URL", "postgres://u@h/n?options=-c%20work_mem%3D8MB"),
+        ("DATABASE_URL", "postgres://%2Frun%2Fpostgresql/n"),
+        ("DATABASE_URL", "sqlite:////x.sqlite3"),
+    ],
+)
+def test_an_address_with_what_its_client_knows_is_taken(tmp_path: Path, name: str, value: str) -> None:
+    knobs = read(tmp_path, **{name: value})
+    assert knobs.database["NAME"]
+    assert knobs.redis_url == (value if name == "REDIS_URL" else "")
 
 
 def test_an_empty_value_is_the_default_and_never_all_interfaces(tmp_path: Path) -> None:

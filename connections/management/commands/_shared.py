@@ -27,6 +27,7 @@ from connections.models import (
     ManagedAuthConnection,
     Profile,
     Submission,
+    TaskInput,
 )
 from connections.tasks import InvalidTransition
 
@@ -37,6 +38,7 @@ SEALED_COLUMNS: tuple[tuple[type[models.Model], str], ...] = (
     (Credential, "totp_secret"),
     (LoginFlow, "handoff_sealed"),
     (Submission, "sealed"),
+    (TaskInput, "sealed"),
     (IdempotentAnswer, "sealed"),
 )
 

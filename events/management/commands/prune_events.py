@@ -14,7 +14,8 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from events import log
 
-BATCH = 5_000
+#: From so many deleted rows on their space is made usable at once; below, autovacuum does it in its time.
+VACUUM_ROWS = 5_000
 
 
 def moment(text: str) -> dt.datetime:
@@ -58,13 +59,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         before = options["before"] or timezone.now() - dt.timedelta(days=options["days"])
-        count = 0
-        while True:
-            # In batches: one transaction each, so that writers of the log never wait long.
-            gone = log.prune(before, BATCH)
-            count += gone
-            if not gone:
-                break
+        count = log.prune_all(before)
+        if count >= VACUUM_ROWS:
+            log.vacuum()
         if options["json"]:
             self.stdout.write(json.dumps({"pruned": count, "before": before.isoformat()}))
         else:

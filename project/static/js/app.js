@@ -1,5 +1,7 @@
 // What the pages do besides the stream: times, forms that answer a login, pills, keys, theme. Never builds HTML from text.
 
+import { csrf, passing, retryAfter, uuid } from "./post.js";
+
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -129,7 +131,8 @@ function replace() {
 // ── Forms that answer a login (design/dashboard.md, section 6) ──
 
 const RETRY_AFTER = [1000, 2000, 4000];
-const sends = new WeakMap(); // form → {tries, submitter, timer, answered}
+const sends = new WeakMap(); // form → {tries, submitter, answered}
+const names = new WeakMap(); // form → {id, values}: of what was sent and perhaps not taken
 
 function say(form, text, tone = "failed") {
   const place = document.getElementById(`say-${form.dataset.answer}`);
@@ -179,9 +182,13 @@ document.addEventListener("htmx:after:request", (event) => {
   if (!send) return;
   const { status, raw } = event.detail.ctx.response;
   send.answered = true;
-  if (status === 429 || status >= 500) {
-    retry(form, Number(raw.headers.get("Retry-After")) * 1000);
-  } else if (status === 401 || raw.redirected) {
+  if (passing(status)) {
+    retry(form, retryAfter(raw.headers));
+    return;
+  }
+  // The server has decided about it. What is sent from here on is another message, also when it says the same.
+  if (status !== 401) names.delete(form);
+  if (status === 401 || raw.redirected) {
     // Not a mistake in the form: it stays frozen, with what was typed, until somebody signs in again.
     say(form, "You are signed out. Sign in again in another tab, then send it again.");
     release(form);
@@ -202,8 +209,30 @@ document.addEventListener("htmx:finally:request", (event) => {
   if (send && !send.answered) retry(form, 0);
 });
 
+/** The message id of what a form is about to send: the same as long as its values are, whatever came of them. */
+function nameOf(form, body) {
+  const values = JSON.stringify([...body]);
+  const known = names.get(form);
+  if (known?.values === values) return known.id;
+  const id = uuid();
+  names.set(form, { id, values });
+  return id;
+}
+
 function retry(form, asked) {
   const send = sends.get(form);
+  if (form.matches("[data-once]")) {
+    // To stop something is meant for now. Said later by itself, it could stop something else.
+    say(form, "We could not confirm that this arrived. It is not tried again.");
+    release(form);
+    return;
+  }
+  if (!navigator.onLine) {
+    // While the browser knows that it is offline, tries are neither made nor counted.
+    say(form, "You are offline. This is sent when you are back.", "waiting");
+    addEventListener("online", () => again(form, send), { once: true });
+    return;
+  }
   const pause = RETRY_AFTER[send.tries];
   if (pause === undefined) {
     say(form, "We could not confirm that this arrived. Sending it again is safe.");
@@ -213,13 +242,13 @@ function retry(form, asked) {
   }
   send.tries += 1;
   say(form, `Not delivered yet. Trying again (${send.tries} of ${RETRY_AFTER.length})…`, "waiting");
-  const again = () => {
-    if (!form.isConnected) return;
-    // While the browser knows that it is offline, tries are neither made nor counted.
-    if (navigator.onLine) form.requestSubmit(send.submitter?.isConnected ? send.submitter : undefined);
-    else addEventListener("online", again, { once: true });
-  };
-  setTimeout(again, Math.min(Math.max(pause, asked || 0), 60_000));
+  setTimeout(() => again(form, send), Math.min(Math.max(pause, asked), 60_000));
+}
+
+function again(form, send) {
+  if (!form.isConnected || sends.get(form) !== send) return;
+  if (navigator.onLine) form.requestSubmit(send.submitter?.isConnected ? send.submitter : undefined);
+  else addEventListener("online", () => again(form, send), { once: true });
 }
 
 // A message for a place that is not on this page (any more) goes to the top of the page.
@@ -321,11 +350,15 @@ function showNew() {
 document.addEventListener("htmx:config:request", (event) => {
   const { ctx } = event.detail;
   // Signing in again in another tab makes a new token; the one that this page was made with is refused then.
-  const token = /(?:^|; )csrftoken=([^;]+)/.exec(document.cookie)?.[1];
+  const token = csrf();
+  // Whose page this is: the server refuses what it says when somebody else is signed in by now.
+  ctx.request.headers["X-Page-User"] = document.body.dataset.user ?? "";
   if (token && ctx.request.method === "POST") {
     ctx.request.headers["X-CSRFToken"] = token;
     ctx.request.body?.delete?.("csrfmiddlewaretoken");
   }
+  const form = acting(event.target);
+  if (form && ctx.request.body) ctx.request.headers["Idempotency-Key"] = nameOf(form, ctx.request.body);
   if (!event.target.matches?.("form.filters")) return;
   for (const [name, value] of [...ctx.request.body]) if (!value) ctx.request.body.delete(name);
 });
@@ -395,7 +428,7 @@ function help() {
 $("#keys-on")?.addEventListener("change", (event) => stored("switchboard.keys", event.target.checked ? "on" : "off"));
 
 let going = 0;
-const PLACES = { h: "/", c: "/connections", t: "/tasks", e: "/events" };
+const PLACES = { h: "/", c: "/connections", t: "/tasks", l: "/clients", e: "/events" };
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {

@@ -1,259 +1,221 @@
-// The one stream of a page: GET /live. htmx and its sse extension read it and swap what it brings; this file decides when to
-// connect, what counts as live, and when to stop. The extension alone never retries a first connection, retries a 401 for ever
-// and hammers a server that accepts and closes, so each connection here is a single one, and the loop around it is ours.
+// The one stream of a page: when to connect, what counts as live, when to stop. stream.js makes a connection, view.js shows it.
 
-const box = document.getElementById("live");
-const badge = document.getElementById("badge");
-const words = document.getElementById("badge-text");
-const act = document.getElementById("badge-act");
-const line = document.getElementById("stale-line");
+import { client, operate } from "./client.js";
+import { rise, sit } from "./locks.js";
+import { csrf, uuid } from "./post.js";
+import { close, open } from "./stream.js";
+import { fresh, onAct, refetch, show } from "./view.js";
 
-const BACKOFF_MAX = 30_000;
-const HIDDEN_GRACE = 30_000;
+export { refetch };
+
+const HALF_MINUTE = 30_000;
+const STANDBY = 10_000;
+const NO_WELCOME = 15_000;
 
 let cursor = "";
-let heartbeat = Number(box.dataset.heartbeat || 15) * 1000;
-let lastSign = 0; // when anything was heard
-let freshAt = new Date(); // up to when this page is true
-let live = false;
+let heartbeat = Number(document.getElementById("live").dataset.heartbeat || 15) * 1000;
 let paused = false;
-let over = false; // signed out, or told not to come back
-let dormant = false; // hidden for long
+let over = false; // told not to come back
+let dormant = false; // hidden for long, or left
 let failures = 0;
-let running = null; // {closing, status, redirected}
-let wake = null; // ends the present wait
-let hint = null; // retry: of the server, in ms
-let countdown = 0;
+let running = null; // the present connection
+let wake = () => {}; // ends the present wait
+let urgent = !document.hidden; // somebody looks at it
 
-// ── What the reader sees ──
-
-function clock(date) {
-  return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-}
-
-function show(state, text, action) {
-  badge.dataset.state = state;
-  words.textContent = state === "live" || state === "connecting" ? text : `${text} · as of ${clock(freshAt)}`;
-  act.hidden = !action;
-  act.textContent = action || "";
-  const stale = state !== "live" && state !== "connecting";
-  line.hidden = !stale;
-  document.body.dataset.live = state;
-}
-
-act.addEventListener("click", () => {
-  if (over) location.assign(`/signin?next=${encodeURIComponent(location.pathname + location.search)}`);
-  else if (live) pause(true);
-  else if (paused) pause(false);
-  else wake?.();
-});
-
-export function pause(on = !paused) {
-  if (over || on === paused) return;
-  paused = on;
-  if (on) {
-    drop();
-    show("paused", "⏸ Paused", "Go on");
-  } else {
-    failures = 0;
-    wake?.();
-  }
-}
-
-// ── One connection ──
+const tell = (name, detail) => document.dispatchEvent(new CustomEvent(`live:${name}`, { detail }));
 
 function drop() {
-  // Ends the running connection, wherever it is: before its headers, or while it streams.
-  if (!running) return;
-  running.closing = true;
-  box._htmx?.sse?.abortController?.abort();
-  running.abort?.();
+  if (running) running.closing = true;
+  close();
 }
 
-async function connect() {
-  running = { closing: false, status: 0, redirected: false, streamed: false, ready: false };
-  const mine = running;
-  const headers = { Accept: "text/event-stream" };
-  if (cursor) headers["Last-Event-ID"] = cursor;
-  lastSign = Date.now();
-  try {
-    await htmx.ajax("GET", box.dataset.url, { source: box, target: box, swap: "none", headers, timeout: 15_000 });
-  } catch (error) {
-    console.warn("live:", error);
-  }
-  if (running === mine) running = null;
-  live = false;
-  return mine;
-}
+// ── What comes in ──
 
-const on = (name, handler) => box.addEventListener(name, handler);
+const HEAR = {
+  open: () => (running.open = true),
+  welcome(data) {
+    heartbeat = (data.heartbeat_seconds || 15) * 1000;
+    running.epoch = data.epoch;
+    running.welcome = client.welcome(data);
+    if (running.welcome) tell("welcome", data);
+    if (document.hidden) suspend();
+  },
+  ready(data) {
+    jump(data);
+    if (!running.welcome) return;
+    running.ready = true;
+    urgent = false;
+    failures = 0;
+    show("live");
+  },
+  reset(data) {
+    jump(data);
+    refetch();
+  },
+  end: (data) => (running.end = data),
+  superseded: () => (running.end = { reason: "superseded" }),
+  probe({ nonce, question }) {
+    if (question) operate("answer", { nonce }).catch(() => {});
+    else if (nonce === running.nonce) running.nonce = null;
+  },
+};
 
-on("htmx:before:request", (event) => {
-  const { ctx } = event.detail;
-  if (running) running.abort = () => ctx.request.abort();
-});
-// Only answers that are no stream come here: nothing of them is ever swapped.
-on("htmx:before:response", (event) => {
-  const { raw } = event.detail.ctx.response;
-  if (running) Object.assign(running, { status: raw.status, redirected: raw.redirected, retry: raw.headers.get("Retry-After") });
-  event.preventDefault();
-});
-on("htmx:sse:after:connection", (event) => {
-  if (running) Object.assign(running, { status: event.detail.connection.status, streamed: true });
-});
-on("htmx:sse:before:message", (event) => {
-  lastSign = Date.now();
-  freshAt = new Date();
-  if (running?.closing) event.preventDefault();
-});
-on("htmx:sse:after:message", (event) => {
-  // The cursor means "on the page", so it moves after the swap.
-  if (event.detail.message.id) cursor = event.detail.message.id;
-  if (!event.detail.message.event) document.dispatchEvent(new CustomEvent("live:news", { detail: event.detail.message.id }));
-});
-
-function data(event) {
-  try {
-    return JSON.parse(event.detail.data) ?? {};
-  } catch {
-    return {};
-  }
-}
-
-on("welcome", (event) => {
-  heartbeat = (data(event).heartbeat_seconds || 15) * 1000;
-});
-on("ready", (event) => {
-  const { cursor: at } = data(event);
+function jump({ cursor: at }) {
   if (Number.isInteger(at)) cursor = String(at);
-  if (running) running.ready = true;
+}
+
+function hear(name, data, id) {
+  running.heard = Date.now();
+  fresh();
+  if (id) cursor = id; // it means "on the page"
+  if (!name) tell("news", id);
+  else if (Object.hasOwn(HEAR, name)) HEAR[name](data);
+  else tell(name, data);
+}
+
+// ── Coming and going ──
+
+onAct((state) => {
   failures = 0;
-  live = true;
-  show("live", "● Live", "Pause");
-  act.setAttribute("aria-label", "Pause live updates");
-});
-on("counts", (event) => document.dispatchEvent(new CustomEvent("live:counts", { detail: data(event) })));
-on("appeared", (event) => document.dispatchEvent(new CustomEvent("live:appeared", { detail: data(event) })));
-on("reset", (event) => {
-  const { cursor: at } = data(event);
-  if (Number.isInteger(at)) cursor = String(at);
-  refetch();
-});
-on("end", (event) => {
-  const { reason, reconnect } = data(event);
-  if (running) running.end = { reason, reconnect };
-});
-on("superseded", () => {
-  if (running) running.end = { reason: "superseded", reconnect: false };
+  paused = state === "live";
+  if (!paused) return back();
+  drop();
+  show("paused");
 });
 
-export function refetch() {
-  // The same view again, morphed in: what is being typed stays, and data-rev keeps newer parts from older ones.
-  const main = document.getElementById("main");
-  return htmx.ajax("GET", location.pathname + location.search, { source: main, target: main, select: "#main", swap: "outerMorph" });
+function prove(anew) {
+  // A nonce has to come back over the stream within a second: the answer to the POST proves nothing.
+  const mine = running;
+  if (!mine.epoch || mine.closing || (!anew && Date.now() - mine.asked < 1000)) return;
+  const nonce = (mine.nonce = uuid());
+  mine.asked = Date.now();
+  const failed = () => running === mine && mine.nonce === nonce && drop();
+  setTimeout(failed, 1000);
+  operate("probe", { epoch: mine.epoch, nonce, cursor: +cursor || undefined }).then(({ status }) => status === 409 && failed(), failed);
 }
+
+function suspend(leaving) {
+  const { epoch, suspended } = running ?? {};
+  if (!epoch || (suspended && !leaving)) return;
+  running.suspended = true;
+  const body = { epoch, ...(cursor && { cursor: +cursor }) };
+  if (!leaving) operate("suspend", body, { keepalive: true }).catch(() => {});
+  else navigator.sendBeacon?.(`/api/clients/${client.cid}/suspend`, new URLSearchParams({ ...body, leaving, csrfmiddlewaretoken: csrf() }));
+}
+
+function back() {
+  if (dormant && document.hidden) return;
+  dormant = false;
+  urgent = !document.hidden;
+  if (!running) return wake();
+  const was = running.suspended;
+  running.suspended = false;
+  prove(was);
+}
+
+let hiding = 0;
+function hide() {
+  clearTimeout(hiding);
+  if (!document.hidden) return;
+  suspend();
+  const rest = () => drop((dormant = true));
+  // Without locks others need its seat.
+  hiding = setTimeout(rest, navigator.locks ? HALF_MINUTE : 1000);
+}
+document.addEventListener("visibilitychange", () => {
+  hide();
+  if (!document.hidden) back();
+});
+hide();
+addEventListener("online", back);
+document.addEventListener("resume", back);
+addEventListener("focus", () => running || back());
+addEventListener("offline", () => {
+  drop();
+  wake();
+});
+addEventListener("pagehide", () => {
+  suspend(true);
+  dormant = true;
+  drop();
+  rise();
+  client.leave();
+});
+addEventListener("pageshow", (event) => event.persisted && back());
+// The server does not know this client (any more).
+document.addEventListener("live:reconnect", () => {
+  drop();
+  back();
+});
 
 // ── The loop ──
 
-function wait(ms) {
-  return new Promise((resolve) => {
-    const timer = ms === Infinity ? 0 : setTimeout(done, ms);
-    function done() {
-      clearTimeout(timer);
-      clearInterval(countdown);
-      wake = null;
-      resolve();
-    }
-    wake = done;
+const wait = (ms) =>
+  new Promise((resolve) => {
+    const timer = ms && setTimeout(resolve, ms);
+    wake = () => resolve(clearTimeout(timer));
   });
-}
 
-function finish(state, text, action) {
+function finish(state, more) {
   over = true;
-  show(state, text, action);
+  rise();
+  show(state, more);
 }
 
-async function again(outcome) {
-  if (paused) return wait(Infinity);
-  if (dormant) return wait(Infinity);
-  const gone = outcome.redirected || [401, 403, 410].includes(outcome.status);
-  if (gone || ["session_over", "forbidden"].includes(outcome.end?.reason)) return finish("signed-out", "Signed out", "Sign in");
-  if (outcome.end && outcome.end.reconnect === false) return finish("ended", "Ended", "Sign in");
-  if (!navigator.onLine) {
-    show("offline", "⚡ Offline");
-    return wait(Infinity);
+function again({ redirected, status, end, full, closing, ready, retry }) {
+  const why = end?.reason;
+  const out = [401, 403, 410, "session_over", "forbidden"];
+  if (redirected || out.includes(status) || out.includes(why)) return finish("signed-out");
+  // A 204 tells a page that was replaced to stay away.
+  if (why === "superseded" || (status === 204 && client.known)) return finish("taken");
+  if (end?.reconnect === false) return finish("ended", end);
+  if (paused || dormant) {
+    rise();
+    return wait();
   }
-  if (outcome.closing) return undefined;
-  // Only a stream that said "ready" counts as having worked; a life of hours may end without a penalty.
-  failures = outcome.ready ? 1 : failures + 1;
-  let delay = Math.min(BACKOFF_MAX, 500 * 2 ** Math.min(failures, 7)) * (0.7 + Math.random() * 0.6);
-  const asked = Number(outcome.retry) * 1000;
-  if (asked > 0) delay = Math.min(asked, 120_000) * (1 + Math.random() * 0.2);
-  if (outcome.end?.reconnect) delay = Math.min(hint ?? delay, 5_000) * Math.random();
-  const until = Date.now() + delay;
-  const tick = () => show("reconnecting", `↻ Reconnecting in ${Math.max(0, Math.ceil((until - Date.now()) / 1000))} s`, "Now");
-  tick();
-  clearInterval(countdown);
-  countdown = setInterval(tick, 500);
+  if (!navigator.onLine) {
+    show("offline");
+    return wait();
+  }
+  if (full) {
+    show("standby");
+    urgent = false;
+    return wait(STANDBY);
+  }
+  if (closing) return;
+  // Only a stream that said "ready" counts as having worked.
+  failures = ready ? 1 : failures + 1;
+  let delay = Math.min(HALF_MINUTE, 500 * 2 ** Math.min(failures, 7)) * (0.7 + Math.random() * 0.6);
+  if (retry > 0) delay = Math.min(retry * 1000, 120_000) * (1 + Math.random() * 0.2);
+  if (end?.reconnect) delay = Math.min(delay, 5_000) * Math.random();
+  show("reconnecting", { until: Date.now() + delay });
   return wait(delay);
 }
 
-async function run() {
-  while (!over) {
-    if (!failures) show("connecting", "Connecting…");
-    const outcome = await connect();
-    await again(outcome);
-  }
+async function connect() {
+  const mine = (running = {});
+  await client.settle();
+  mine.full = !(await sit(urgent, () => {
+    if (running) running.full = true;
+    drop();
+  }));
+  if (!mine.full && !failures) show("connecting");
+  mine.since = mine.heard = Date.now();
+  const who = { cid: client.cid, page: client.page, path: location.pathname };
+  if (!mine.full && !mine.closing) Object.assign(mine, await open(who, cursor, hear));
+  running = null;
+  return mine;
 }
 
-// A connection can die without a word. Two and a half heartbeats of silence are enough.
+// A connection can die without a word: 2.5 heartbeats of silence are enough, or a while without a welcome.
 setInterval(() => {
-  if (running?.streamed && Date.now() - lastSign > heartbeat * 2.5) drop();
+  if (!running?.open) return;
+  const now = Date.now();
+  if (now - running.heard > heartbeat * 2.5 || (!running.welcome && now - running.since > NO_WELCOME)) drop();
 }, 1000);
 
-addEventListener("online", () => wake?.());
-addEventListener("offline", () => {
-  drop();
-  wake?.();
-});
-
-// A browser gives a host six connections over HTTP/1.1: a hidden tab gives its one back after a while.
-let hiding = 0;
-document.addEventListener("visibilitychange", () => {
-  clearTimeout(hiding);
-  if (document.hidden) {
-    hiding = setTimeout(() => {
-      dormant = true;
-      drop();
-    }, HIDDEN_GRACE);
-  } else if (dormant) {
-    dormant = false;
-    if (!paused) wake?.();
-  }
-});
-addEventListener("pagehide", drop);
-addEventListener("pageshow", (event) => {
-  if (event.persisted) wake?.();
-});
-
-// ── Newer beats older ──
-
-const rev = (element) => Number(element?.dataset?.rev ?? NaN);
-
-htmx.registerExtension("rev", {
-  // Within a morph: a part that is older than the one on the page stays out, wherever it came from.
-  htmx_before_morph_node: (element, { oldNode, newNode }) => !(rev(newNode) < rev(oldNode)),
-});
-document.addEventListener("htmx:before:swap", (event) => {
-  const { ctx, tasks } = event.detail;
-  for (let i = tasks.length - 1; i >= 0; i -= 1) {
-    const { target, fragment, type } = tasks[i];
-    if (type !== "partial") continue;
-    const part = fragment.firstElementChild;
-    // A part of the stream that is not newer brings nothing, and could take away what a form just said.
-    if (target && ctx.sourceElement === box && rev(part) <= rev(target)) tasks.splice(i, 1);
-    else if (!target) document.dispatchEvent(new CustomEvent("live:absent", { detail: { part, task: tasks[i] } }));
-  }
-});
+async function run() {
+  while (!over) await again(paused || dormant ? {} : await connect());
+}
 
 run();
