@@ -1,0 +1,10 @@
+"""``daphne tests.bench.peers.eventstream_asgi:application``"""
+
+from __future__ import annotations
+
+import os
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.bench.peers.eventstream_settings")
+application = get_asgi_application()
