@@ -17,6 +17,8 @@ help: ## Show this list
 
 # On the own machine the sites that one logs in to are often local ones; a server in the open must not reach them.
 run: export ALLOW_PRIVATE_TARGETS ?= 1
+# Whoever starts this on the own machine may run anything there already.
+run: export COMMANDS ?= any
 run: $(VENV)/.runtime ## Start server and worker on http://127.0.0.1:8000 (PORT=, HOST=, DATA_DIR= ...)
 	@$(BIN)/python -m project.run
 

@@ -2,7 +2,7 @@
 
 Everybody sees and acts on their own objects. Members of a common Django group are a team: they see each other's
 objects, and act on them with the permission ``connections.operate_managedauthconnection``, given to the group (for its members) or to the user.
-Superusers see and do everything. A key may do what its owner may. A session token (hosted page) is bound
+Running commands, and typing into those that run, needs ``connections.run_commands`` besides. Superusers see and do everything. A key may do what its owner may. A session token (hosted page) is bound
 to one connection and one flow, and nothing else exists for it.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 
-from connections.models import OPERATE, ApiKey
+from connections.models import OPERATE, RUN_COMMANDS, ApiKey
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Principal:
     connection_id: str | None = None
     flow_id: str | None = None
     binding: str = ""
+    #: Whether they may run commands, and type into those that run. It is as much as having the account of the workers on their machine.
+    runs_commands: bool = False
 
     # What DRF expects of ``request.user``.
     is_authenticated = True
@@ -76,8 +78,9 @@ def of_user(
     bound = _bound(api_key, session_key)
     if user.is_superuser:
         return Principal(
-            key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key, binding=bound
-        )
+            key=key, name=name, user_id=user.pk, audiences=None, operates=None, api_key=api_key, binding=bound,
+            runs_commands=True,
+        )  # fmt: skip
     team = _members(user.groups.all(), user)
     # Given to the user, the permission holds for every team; given to a group, for that group's members.
     if OPERATE in user.get_user_permissions():
@@ -89,8 +92,9 @@ def of_user(
         )
         operates = _members(granting, user)
     return Principal(
-        key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key, binding=bound
-    )
+        key=key, name=name, user_id=user.pk, audiences=team, operates=operates, api_key=api_key, binding=bound,
+        runs_commands=user.has_perm(RUN_COMMANDS),
+    )  # fmt: skip
 
 
 def of_page(*, owner_id: int, connection_id: str, flow_id: str) -> Principal:
@@ -109,7 +113,9 @@ def of_page(*, owner_id: int, connection_id: str, flow_id: str) -> Principal:
 
 def of_system(name: str) -> Principal:
     """The server itself: commands run by whoever may run them on this machine, sweeps, workers."""
-    return Principal(key=f"system:{name}", name=name, user_id=None, audiences=None, operates=None)
+    return Principal(
+        key=f"system:{name}", name=name, user_id=None, audiences=None, operates=None, runs_commands=True
+    )
 
 
 def of_request_user(

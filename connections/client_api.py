@@ -20,7 +20,7 @@ from connections.api import Operation, paged, window
 from connections.errors import ApiError
 from connections.models import ManagedAuthConnection, Task
 from connections.openapi import FORM, operation, shape
-from connections.tasks import TAKES_LINES
+from connections.tasks import TAKES_NONE
 from events import clients
 from events.clients import Caller
 from events.states import ClientState
@@ -48,7 +48,7 @@ def owner_of_subject(principal: Principal, subject: str, *, to_act: bool) -> int
     """
     kind, _, object_id = subject.partition(":")
     rows = (
-        Task.objects.filter(kind__in=TAKES_LINES) if kind == "task" else ManagedAuthConnection.objects.all()
+        Task.objects.exclude(kind__in=TAKES_NONE) if kind == "task" else ManagedAuthConnection.objects.all()
     )
     look = operable if to_act else visible
     return int(look(principal, rows, object_id).owner_id)

@@ -24,7 +24,7 @@ from django.template.loader import render_to_string
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from connections import access, handoff, payloads, registry, tasks, transitions
+from connections import access, handoff, payloads, registry, task_inputs, tasks, transitions
 from events import clients
 
 logger = logging.getLogger(__name__)
@@ -176,11 +176,11 @@ def _of_domain(error: BaseException) -> ApiError | None:
         case tasks.TaskOver():
             message = f"This task is over: it is {error.present}."
             return ApiError(409, "task_over", message, extra={"status": error.present})
-        case tasks.TakesNoInput():
+        case task_inputs.TakesNoInput():
             return ApiError(409, "takes_no_input", "A task of this kind takes no lines.")
-        case tasks.MessageConflict():
+        case task_inputs.MessageConflict():
             return ApiError(409, "idempotency_conflict", "This message id was used for another text.")
-        case tasks.InputQueueFull():
+        case task_inputs.InputQueueFull():
             message = f"{error} Nothing was accepted. Please try again later."
             return ApiError(429, "queue_full", message, headers={"Retry-After": str(QUEUE_RETRY_SECONDS)})
         case clients.Unknown():

@@ -20,7 +20,7 @@ from connections.access import Principal
 from connections.models import LoginFlow, ManagedAuthConnection, Task
 from connections.payloads import hosted_url
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
-from connections.tasks import TAKES_LINES
+from connections.tasks import takes_input
 from events import clients
 from events.envelope import Envelope, topic_of
 from events.models import Client, Event, Presence
@@ -678,9 +678,7 @@ def task_context(task: Task) -> Json:
     return {
         "task": task,
         "chip": task_chip(task.status),
-        "who": who_is_at(topic_of("task", task.id))
-        if task.kind in TAKES_LINES and not task.is_over
-        else None,
+        "who": who_is_at(topic_of("task", task.id)) if takes_input(task.kind) and not task.is_over else None,
         "lines": [(line, LINE_CHIP[line.state]) for line in lines],
         "entries": told,
         # Not the row's updated_at: a line that comes is a change, and leaves the state as it is.

@@ -589,11 +589,11 @@ class Empty(Closed):
     """No keys at all."""
 
 
-MAX_LINE = 65_536
+MAX_LINE = 1_048_576
 
 
 class Line(Text):
-    """What is typed into a task: 1 byte to 64 KiB as UTF-8, of any characters."""
+    """What is typed into a task: 1 byte to 1 MiB as UTF-8, of any characters."""
 
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)

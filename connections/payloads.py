@@ -9,12 +9,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any, TypedDict
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
 from connections.models import (
     Credential,
     HealthCheck,
+    HookDelivery,
     LoginFlow,
     ManagedAuthConnection,
     Profile,
@@ -187,26 +189,77 @@ class ProfileShape(TypedDict):
     last_used_at: str | None
 
 
+class ReplyShape(TypedDict, total=False):
+    """One way to answer at once: a ``text`` to send, or ``keys`` to press."""
+
+    label: str
+    text: str
+    keys: list[str]
+
+
+class PromptShape(TypedDict):
+    """What a task that waits for input seems to ask. ``detected_by``: ``read`` (its program waits in a read of the terminal), ``quiet`` (it
+    only wrote nothing for a while, where no more can be known), ``worker`` (it says so)."""
+
+    kind: str
+    text: str
+    replies: list[ReplyShape]
+    detected_by: str
+
+
+class HookShape(TypedDict):
+    """The report of the task's end: null ``state`` before that."""
+
+    url: str
+    delivery_id: str | None
+    state: str | None
+    attempts: int
+    next_attempt_at: str | None
+    last_status: int | None
+    last_error: str | None
+    delivered_at: str | None
+
+
 class TaskShape(TypedDict):
     id: str
     kind: str
     status: str
     title: str
+    labels: list[str]
     connection_id: str | None
     flow_id: str | None
+    parent_id: str | None
+    argv: list[str] | None
+    cwd: str | None
+    template: str | None
+    payload: Any
+    timeout_seconds: int | None
+    created_by: str | None
     attempts: int
     created_at: str
     updated_at: str
     started_at: str | None
     finished_at: str | None
+    last_activity_at: str | None
     exit_code: int | None
+    signal: str | None
+    error_code: str | None
     error: str | None
+    prompt: PromptShape | None
+    kill_requested_at: str | None
+    kill_requested_by: str | None
+    kill_reason: str | None
     inputs_waiting: int
+    output_bytes: int
+    output_dropped: int
+    hook: HookShape | None
     version: int
 
 
 class TaskInputShape(TypedDict):
     number: int
+    kind: str
+    submit: bool
     client_message_id: str
     status: str
     byte_count: int
@@ -522,17 +575,53 @@ def task(row: Task) -> TaskShape:
         "kind": row.kind,
         "status": row.status,
         "title": row.title,
+        "labels": row.labels,
         "connection_id": row.connection_id,
         "flow_id": row.flow_id,
+        "parent_id": row.parent_id,
+        "argv": row.spec.get("argv"),
+        "cwd": row.spec.get("cwd") or None,
+        "template": row.spec.get("template") or None,
+        "payload": row.spec.get("payload"),
+        "timeout_seconds": row.timeout_seconds,
+        "created_by": row.created_by or None,
         "attempts": row.attempts,
         "created_at": timestamp(row.created_at),
         "updated_at": timestamp(row.updated_at),
         "started_at": _maybe(row.started_at),
         "finished_at": _maybe(row.finished_at),
+        "last_activity_at": _maybe(row.last_activity_at),
         "exit_code": row.exit_code,
+        "signal": row.signal or None,
+        "error_code": row.error_code or None,
         "error": row.error or None,
+        "prompt": row.prompt,
+        "kill_requested_at": _maybe(row.kill_requested_at),
+        "kill_requested_by": row.kill_requested_by or None,
+        "kill_reason": row.kill_reason or None,
         "inputs_waiting": row.inputs_waiting,
+        "output_bytes": row.output_bytes,
+        "output_dropped": row.output_dropped,
+        "hook": _hook(row),
         "version": row.version,
+    }
+
+
+def _hook(row: Task) -> HookShape | None:
+    """Lists fetch ``hook_delivery`` along. Of the address no query is shown: it may hold a token."""
+    if not row.hook_url:
+        return None
+    sent: HookDelivery | None = getattr(row, "hook_delivery", None)
+    parts = urlsplit(row.hook_url)
+    return {
+        "url": f"{parts.scheme}://{parts.netloc}{parts.path}{'?…' if parts.query else ''}",
+        "delivery_id": sent.id if sent else None,
+        "state": sent.state if sent else None,
+        "attempts": sent.attempts if sent else 0,
+        "next_attempt_at": _maybe(sent.next_attempt_at) if sent else None,
+        "last_status": sent.last_status if sent else None,
+        "last_error": sent.last_error or None if sent else None,
+        "delivered_at": _maybe(sent.delivered_at) if sent else None,
     }
 
 
@@ -544,6 +633,8 @@ def task_input(row: TaskInput) -> TaskInputShape:
     """A line, never its text."""
     return {
         "number": row.number,
+        "kind": row.kind,
+        "submit": row.submit,
         "client_message_id": row.message_id,
         "status": row.state,
         "byte_count": row.byte_count,

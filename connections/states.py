@@ -20,10 +20,18 @@ A task::
     waiting_for_input    ─▶ running | queued (its worker stopped or died) | end
     end = completed | failed | killed, all final
 
+The report of a task's end to its hook (``hooks.py``)::
+
+    pending   ─▶ delivered | failed (refused for good, or tried too often)
+    delivered ─▶ pending (sent again by hand)
+    failed    ─▶ pending (sent again by hand)
+
 A connection is ``NEEDS_AUTH`` or ``AUTHENTICATED``: the last known state of its profile on that site.
 """
 
 from __future__ import annotations
+
+import re
 
 from django.db.models import TextChoices
 
@@ -81,10 +89,20 @@ FLOW_ARROWS: dict[FlowStep, frozenset[FlowStep]] = {
 
 
 class TaskKind(TextChoices):
+    """What our own workers do. Every other kind (:func:`is_external`) is done by programs that take their tasks through the API."""
+
     LOGIN = "login", "Login"
     REAUTH = "reauth", "Re-authentication"
     HEALTH_CHECK = "health_check", "Health check"
     COMMAND = "command", "Command"
+
+
+_EXTERNAL_KIND = re.compile(r"[a-z][a-z0-9_.-]{1,39}")
+
+
+def is_external(kind: str) -> bool:
+    """Whether this names a kind of somebody else's: 2 to 40 characters, small letters first, and none of ours."""
+    return kind not in TaskKind.values and _EXTERNAL_KIND.fullmatch(kind) is not None
 
 
 class TaskStatus(TextChoices):
@@ -108,4 +126,25 @@ TASK_ARROWS: dict[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.COMPLETED: frozenset(),
     TaskStatus.FAILED: frozenset(),
     TaskStatus.KILLED: frozenset(),
+}
+
+
+class InputKind(TextChoices):
+    """What can be sent to a task."""
+
+    TEXT = "text", "Text"
+    KEYS = "keys", "Keys"
+    RESIZE = "resize", "New size of the terminal"
+
+
+class HookState(TextChoices):
+    PENDING = "pending", "Pending"
+    DELIVERED = "delivered", "Delivered"
+    FAILED = "failed", "Failed"
+
+
+HOOK_ARROWS: dict[HookState, frozenset[HookState]] = {
+    HookState.PENDING: frozenset({HookState.DELIVERED, HookState.FAILED}),
+    HookState.DELIVERED: frozenset({HookState.PENDING}),
+    HookState.FAILED: frozenset({HookState.PENDING}),
 }

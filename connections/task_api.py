@@ -9,7 +9,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from connections import errors, idempotency, inputs, models, openapi, payloads, tasks
+from connections import errors, idempotency, inputs, models, openapi, payloads, task_inputs
 from connections.access import operable, visible
 from connections.api import Operation, paged, window
 from connections.openapi import operation, shape
@@ -88,8 +88,8 @@ class TaskInput(Operation):
         text = self.parsed(inputs.TaskInput)["text"]
         # Without a name of the client's own nothing can be known as a repetition.
         message_id = self.message_id() or str(uuid.uuid4())
-        tasks.add_input(
-            task_id=task_id, text=text, message_id=message_id, actor=self.principal.name, now=self.now
+        task_inputs.add_input(
+            task_id=task_id, content=text, message_id=message_id, actor=self.principal.name, now=self.now
         )
         receipt = {"accepted": True, "client_message_id": message_id, "task_id": task_id}
         return Response(receipt, status=202)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from django.conf import settings
 from django.db import connection as database
 from django.db import transaction
-from django.db.models import Sum
 
-from connections import telling, vault
-from connections.models import LoginFlow, ManagedAuthConnection, Task, TaskInput
-from connections.states import TASK_ARROWS, TASK_END, TASK_HELD, TaskKind, TaskStatus
+from connections import hooks, telling, vault
+from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task
+from connections.states import (
+    TASK_ARROWS,
+    TASK_END,
+    TASK_HELD,
+    TaskKind,
+    TaskStatus,
+)
 from events import clients
 from events.envelope import topic_of
 
@@ -35,11 +41,17 @@ class LeaseLost(Exception):
     """Somebody else holds the task by now, or nobody does."""
 
 
-#: What takes lines while it runs. A login asks its own questions, each with an answer of its own.
-TAKES_LINES = frozenset({TaskKind.COMMAND})
-#: How many lines of one task may wait, and how many bytes together: a task that is stuck must not fill the database.
-TASK_INPUT_LIMIT = 100
-TASK_INPUT_BYTES = 1024 * 1024
+#: The row that is locked while open commands are counted.
+COMMANDS = "commands"
+
+
+#: Kinds whose tasks take nothing that is sent to them: a login asks its own questions, each with an answer of its own.
+TAKES_NONE = frozenset({TaskKind.LOGIN, TaskKind.REAUTH, TaskKind.HEALTH_CHECK})
+
+
+def takes_input(kind: str) -> bool:
+    """Whether tasks of this kind take what is sent to them."""
+    return kind not in TAKES_NONE
 
 
 class TaskOver(Exception):
@@ -50,16 +62,24 @@ class TaskOver(Exception):
         self.present = present
 
 
-class TakesNoInput(Exception):
-    """Tasks of this kind take no lines."""
+class NotOver(Exception):
+    """The task has not ended. ``present`` is where it is."""
+
+    def __init__(self, present: str) -> None:
+        super().__init__(present)
+        self.present = present
 
 
-class InputQueueFull(Exception):
-    """Too much waits for this task already. The text is fit to be shown."""
+class NoCapacity(Exception):
+    """As many commands are open as the installation allows. The text is fit to be shown."""
 
-
-class MessageConflict(Exception):
-    """This message id belongs to another text."""
+    def __init__(self, *, limit: int, running: int, queued: int) -> None:
+        super().__init__(
+            f"{running + queued} of {limit} commands are open ({running} running, {queued} queued)."
+        )
+        self.limit = limit
+        self.running = running
+        self.queued = queued
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +123,111 @@ def enqueue(
         return row
 
 
-def claim(*, worker: str, kinds: Collection[str], now: dt.datetime) -> Hold | None:
-    """Take the task that waits longest, under a lease; None when there is none. Locks the task alone."""
+def create(
+    *,
+    owner_id: int,
+    kind: str,
+    title: str,
+    spec: Mapping[str, Any],
+    labels: Sequence[str] = (),
+    parent_id: str | None = None,
+    timeout_seconds: int | None = None,
+    hook_url: str = "",
+    hook_secret: str = "",
+    actor: str,
+    now: dt.datetime,
+) -> Task:
+    """A task for a command, or for somebody else's kind. Who may, and what may stand in ``spec``, is decided before (``commands.py``).
+
+    :raises NoCapacity: as many commands are open as may be; nothing was created.
+    """
+    with transaction.atomic():
+        if kind == TaskKind.COMMAND:
+            _check_capacity()
+        row = Task.objects.create(
+            owner_id=owner_id,
+            kind=kind,
+            title=title[:200],
+            spec=dict(spec),
+            labels=list(labels),
+            parent_id=parent_id,
+            timeout_seconds=timeout_seconds,
+            hook_url=hook_url,
+            hook_sealed=vault.seal(hook_secret) if hook_url else None,
+            created_by=actor[:200],
+            run_after=now,
+            created_at=now,
+            updated_at=now,
+        )
+        telling.task("task.created", row, at=now, actor=actor)
+        return row
+
+
+def _check_capacity() -> None:
+    Capacity.objects.get_or_create(name=COMMANDS)
+    # Held to the end of the transaction: the next creation counts what this one has added.
+    Capacity.objects.select_for_update().get(name=COMMANDS)
+    open_ones = Task.objects.filter(kind=TaskKind.COMMAND).exclude(status__in=TASK_END)
+    queued = open_ones.filter(status=TaskStatus.QUEUED).count()
+    running = open_ones.count() - queued
+    if queued + running >= settings.COMMAND_LIMIT:
+        raise NoCapacity(limit=settings.COMMAND_LIMIT, running=running, queued=queued)
+
+
+def update(
+    *,
+    task_id: str,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    actor: str,
+    now: dt.datetime,
+) -> Task:
+    """A new title or new labels; None leaves as it is. Also after the end. What is the same already is no change."""
+    with transaction.atomic():
+        row = Task.objects.select_for_update().get(pk=task_id)
+        before = (row.title, row.labels)
+        row.title = row.title if title is None else title[:200]
+        row.labels = row.labels if labels is None else list(labels)
+        if (row.title, row.labels) != before:
+            touch(row, "title", "labels", now=now)
+            telling.task("task.updated", row, at=now, actor=actor)
+        return row
+
+
+def delete(*, task_id: str, actor: str, now: dt.datetime) -> None:
+    """Remove an ended task with its output and everything else of it.
+
+    :raises NotOver: it has not ended.
+    """
+    with transaction.atomic():
+        row = Task.objects.select_for_update().get(pk=task_id)
+        if not row.is_over:
+            raise NotOver(row.status)
+        row.version += 1
+        clients.forget(topic_of("task", row.id))
+        # What is told afterwards still needs the id, which delete() takes away.
+        shown = Task.objects.get(pk=task_id)
+        shown.version = row.version
+        row.delete()
+        telling.task("task.deleted", shown, at=now, actor=actor)
+
+
+def claim(
+    *,
+    worker: str,
+    kinds: Collection[str],
+    now: dt.datetime,
+    owners: Collection[int] | None = None,
+    lease_seconds: int | None = None,
+) -> Hold | None:
+    """Take the task that waits longest, under a lease; None when there is none. Locks the task alone.
+
+    :param owners: only tasks of these (None: of everybody).
+    :param lease_seconds: how long it is held without :func:`renew` (None: as our own workers do).
+    """
     waiting = Task.objects.filter(status=TaskStatus.QUEUED, kind__in=kinds, run_after__lte=now)
+    if owners is not None:
+        waiting = waiting.filter(owner_id__in=owners)
     # A look without a lock first: on SQLite a transaction takes the one write lock of the database.
     if not waiting.exists():
         return None
@@ -118,8 +240,11 @@ def claim(*, worker: str, kinds: Collection[str], now: dt.datetime) -> Hold | No
             return None
         row.attempts += 1
         row.leased_by = worker
-        row.lease_expires_at = lease_end(now)
+        row.lease_expires_at = (
+            lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
+        )
         row.started_at = row.started_at or now
+        row.last_activity_at = now
         _move(row, TaskStatus.RUNNING, actor=worker, now=now)
         return Hold(
             task_id=row.id,
@@ -131,12 +256,13 @@ def claim(*, worker: str, kinds: Collection[str], now: dt.datetime) -> Hold | No
         )
 
 
-def renew(*, hold: Hold, now: dt.datetime) -> bool:
+def renew(*, hold: Hold, now: dt.datetime, lease_seconds: int | None = None) -> bool:
     """Hold on for another lease; False when it was lost. Losing it is an answer, not an error."""
+    until = lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
     return bool(
         Task.objects.filter(
             pk=hold.task_id, leased_by=hold.worker, attempts=hold.attempt, status__in=TASK_HELD
-        ).update(lease_expires_at=lease_end(now))
+        ).update(lease_expires_at=until)
     )
 
 
@@ -155,21 +281,102 @@ def lock_held(hold: Hold) -> Task:
     return row
 
 
-def wait_for_input(row: Task, *, actor: str, now: dt.datetime) -> None:
-    """running → waiting_for_input. Waiting already is no change. ``row`` is locked by the caller."""
+def wait_for_input(
+    row: Task, *, actor: str, now: dt.datetime, prompt: Mapping[str, Any] | None = None
+) -> None:
+    """running → waiting_for_input. Waiting already for the same is no change. ``row`` is locked by the caller."""
+    asks = None if prompt is None else dict(prompt)
     if row.status != TaskStatus.WAITING_FOR_INPUT:
+        row.prompt = asks
         _move(row, TaskStatus.WAITING_FOR_INPUT, actor=actor, now=now)
+    elif row.prompt != asks:
+        row.prompt = asks
+        touch(row, "prompt", now=now)
+        telling.task("task.updated", row, at=now, actor=actor)
 
 
 def resume(row: Task, *, actor: str, now: dt.datetime) -> None:
     """waiting_for_input → running. Running already is no change. ``row`` is locked by the caller."""
     if row.status == TaskStatus.WAITING_FOR_INPUT:
+        row.prompt = None
         _move(row, TaskStatus.RUNNING, actor=actor, now=now)
+
+
+def await_input(*, hold: Hold, prompt: Mapping[str, Any], now: dt.datetime) -> bool:
+    """running → waiting_for_input, with what it seems to ask. False when somebody has sent something meanwhile: it is about to be taken.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    with transaction.atomic():
+        row = lock_held(hold)
+        if row.inputs_waiting:
+            return False
+        wait_for_input(row, actor=hold.worker, now=now, prompt=prompt)
+        return True
+
+
+def go_on(*, hold: Hold, now: dt.datetime) -> None:
+    """waiting_for_input → running: it moved by itself. Running already is no change.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    with transaction.atomic():
+        resume(lock_held(hold), actor=hold.worker, now=now)
 
 
 def requeue(row: Task, *, actor: str, now: dt.datetime) -> None:
     """Back to the queue: its worker stopped or died. ``row`` is locked by the caller."""
+    row.prompt = None
     _move(row, TaskStatus.QUEUED, actor=actor, now=now)
+
+
+def request_kill(row: Task, *, actor: str, reason: str, now: dt.datetime) -> None:
+    """Mark a held task before its program is told: whichever of the two ends it is recorded first, it is killed (row C23). ``row`` is locked
+    by the caller. Twice is the same as once."""
+    if row.kill_requested_at is None:
+        row.kill_requested_at = now
+        row.kill_requested_by = actor[:200]
+        row.kill_reason = reason[:500]
+        touch(row, "kill_requested_at", "kill_requested_by", "kill_reason", now=now)
+        telling.task("task.updated", row, at=now, actor=actor)
+
+
+def settle(
+    *,
+    hold: Hold,
+    now: dt.datetime,
+    exit_code: int | None = None,
+    signal: str = "",
+    error_code: str = "",
+    error: str = "",
+) -> Task:
+    """The end, as its holder saw it: killed when that was asked for, completed without an ``error_code``, failed with one.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    with transaction.atomic():
+        row = lock_held(hold)
+        row.signal = signal[:16]
+        if row.kill_requested_at is not None:
+            status, error_code, error = TaskStatus.KILLED, "", ""
+        else:
+            status = TaskStatus.FAILED if error_code else TaskStatus.COMPLETED
+        finish(
+            row, status, actor=hold.worker, now=now, error_code=error_code, error=error, exit_code=exit_code
+        )
+        return row
+
+
+def interrupt(row: Task, *, actor: str, now: dt.datetime) -> None:
+    """→ failed: its worker died or stopped in the middle. Its output stays. ``row`` is locked by the caller."""
+    finish(
+        row,
+        TaskStatus.FAILED,
+        actor=actor,
+        now=now,
+        error_code="interrupted",
+        error="interrupted: its worker was lost while it ran",
+    )
 
 
 def finish(
@@ -178,11 +385,14 @@ def finish(
     *,
     actor: str,
     now: dt.datetime,
+    error_code: str = "",
     error: str = "",
     exit_code: int | None = None,
     handled: bool = True,
 ) -> None:
     """To one of the ends. ``row`` is locked by the caller. ``handled``: whoever handles it is released; nothing may have been told yet."""
+    row.prompt = None
+    row.error_code = error_code[:40]
     row.error = error[:500]
     row.exit_code = exit_code
     row.finished_at = now
@@ -190,83 +400,23 @@ def finish(
         # Nobody will ever read them.
         row.inputs.exclude(sealed=None).update(sealed=None)
         row.inputs_waiting = 0
-    if handled and row.kind in TAKES_LINES:
+    if handled and takes_input(row.kind):
         clients.finish(topic_of("task", row.id), actor=actor)
+    hooks.report(row, now=now)
     _move(row, status, actor=actor, now=now)
 
 
-# ── Lines for a task ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def add_input(*, task_id: str, text: str, message_id: str, actor: str, now: dt.datetime) -> TaskInput:
-    """Put a line at the end of the task's own queue, whatever the task is doing: the order of acceptance is the order of delivery.
-
-    The same message again is the line that it was. The text goes into the row, encrypted, and nowhere else.
-
-    :raises TakesNoInput: a task of this kind has no use for lines.
-    :raises MessageConflict: the message id was used for another text.
-    :raises TaskOver: it has ended.
-    :raises InputQueueFull: as much as may wait is waiting already; nothing of this line was kept.
-    """
-    fingerprint = vault.fingerprint([task_id, text])
-    size = len(text.encode())
-    with transaction.atomic():
-        row = Task.objects.select_for_update().get(pk=task_id)
-        if row.kind not in TAKES_LINES:
-            raise TakesNoInput(row.kind)
-        known = row.inputs.filter(message_id=message_id).first()
-        if known is not None:
-            if not vault.same(known.fingerprint, fingerprint):
-                raise MessageConflict(message_id)
-            return known
-        if row.is_over:
-            raise TaskOver(row.status)
-        if row.inputs_waiting >= TASK_INPUT_LIMIT:
-            raise InputQueueFull(f"{TASK_INPUT_LIMIT} lines wait for this task already.")
-        waiting = row.inputs.exclude(sealed=None).aggregate(size=Sum("byte_count"))["size"] or 0
-        if waiting + size > TASK_INPUT_BYTES:
-            raise InputQueueFull(f"More than {TASK_INPUT_BYTES} bytes would wait for this task.")
-        last = row.inputs.order_by("-number").values_list("number", flat=True).first() or 0
-        line = TaskInput.objects.create(
-            task=row,
-            number=last + 1,
-            message_id=message_id,
-            fingerprint=fingerprint,
-            sealed=vault.seal(text),
-            byte_count=size,
-            submitted_by=actor[:200],
-            created_at=now,
-        )
-        _count_inputs(row, 1, actor=actor, now=now)
-        return line
-
-
-def take_input(*, hold: Hold, now: dt.datetime) -> str | None:
-    """The line that waits longest, once: it is erased in the same transaction. None when none waits.
-
-    :raises LeaseLost: when the hold is not the present one.
-    """
-    if not TaskInput.objects.filter(task_id=hold.task_id).exclude(sealed=None).exists():
-        return None
-    with transaction.atomic():
-        row = lock_held(hold)
-        line = row.inputs.exclude(sealed=None).order_by("number").first()
-        if line is None:
-            return None
-        text = str(vault.unseal(line.sealed))
-        line.sealed = None
-        line.taken_at = now
-        line.save(update_fields=["sealed", "taken_at"])
-        _count_inputs(row, -1, actor=hold.worker, now=now)
-        return text
-
-
-def _count_inputs(row: Task, more: int, *, actor: str, now: dt.datetime) -> None:
-    row.inputs_waiting += more
+def touch(row: Task, *fields: str, now: dt.datetime) -> None:
+    """Save these fields, with a version of their own."""
     row.version += 1
     row.updated_at = now
-    row.save(update_fields=["inputs_waiting", "version", "updated_at"])
-    telling.task("task.updated", row, at=now, actor=actor)
+    row.save(update_fields=[*fields, "version", "updated_at"])
+
+
+_MOVED = [
+    "status", "leased_by", "lease_expires_at", "started_at", "finished_at", "attempts", "exit_code", "signal", "error_code", "error", "prompt",
+    "inputs_waiting", "last_activity_at", "version", "updated_at",
+]  # fmt: skip
 
 
 def _move(row: Task, status: TaskStatus, *, actor: str, now: dt.datetime) -> None:
@@ -281,5 +431,6 @@ def _move(row: Task, status: TaskStatus, *, actor: str, now: dt.datetime) -> Non
         row.finished_at = now
     row.version += 1
     row.updated_at = now
-    row.save()
+    # Not what output adds to: its writer does not hold this row while it waits for the log.
+    row.save(update_fields=_MOVED)
     telling.task_status(row, previous=previous, at=now, actor=actor)

@@ -681,6 +681,32 @@ def request_check(*, connection_id: str, actor: Principal, now: dt.datetime) -> 
         )
 
 
+def kill_task(*, task_id: str, actor: Principal, reason: str, now: dt.datetime) -> Task:
+    """End a task before its time. One that waits in the queue is killed at once; of one that runs, its holder is told, and ends it. A login is
+    canceled. Killed already, or being killed, is no change.
+
+    :raises TaskOver: it has ended otherwise: what it became stays (row C22).
+    """
+    found = Task.objects.get(pk=task_id)
+    if found.flow_id is not None and found.connection_id is not None and not found.is_over:
+        cancel(connection_id=found.connection_id, actor=actor, reason=reason, now=now)
+    with transaction.atomic():
+        row = Task.objects.select_for_update().get(pk=task_id)
+        if row.status == TaskStatus.KILLED:
+            return row
+        if row.is_over:
+            raise tasks.TaskOver(row.status)
+        if row.status == TaskStatus.QUEUED or row.kind == TaskKind.HEALTH_CHECK:
+            row.kill_requested_at = now
+            row.kill_requested_by = _actor(actor)
+            row.kill_reason = reason[:500]
+            row.save(update_fields=["kill_requested_at", "kill_requested_by", "kill_reason"])
+            tasks.finish(row, TaskStatus.KILLED, actor=_actor(actor), now=now)
+        else:
+            tasks.request_kill(row, actor=_actor(actor), reason=reason, now=now)
+        return row
+
+
 # ── Login flows: what workers do ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -961,7 +987,12 @@ def rescue(*, task_id: str, now: dt.datetime) -> bool:
         if task is None:
             return False
         worn_out = task.attempts >= settings.TASK_ATTEMPTS
-        if flow is not None and not flow.is_over:
+        if task.kill_requested_at is not None and flow is None:
+            tasks.finish(task, TaskStatus.KILLED, actor="reconciler", now=now)
+        elif task.kind == TaskKind.COMMAND:
+            # A command that died half way is never run again by itself (row B41): what it did may not bear being done twice.
+            tasks.interrupt(task, actor="reconciler", now=now)
+        elif flow is not None and not flow.is_over:
             if worn_out:
                 message = f"The worker stopped {task.attempts} times while logging in."
                 _fail(
@@ -975,7 +1006,14 @@ def rescue(*, task_id: str, now: dt.datetime) -> bool:
             else:
                 _restart(flow, task, actor="reconciler", now=now)
         elif flow is not None or worn_out:
-            tasks.finish(task, TaskStatus.FAILED, actor="reconciler", now=now, error="The worker stopped.")
+            tasks.finish(
+                task,
+                TaskStatus.FAILED,
+                actor="reconciler",
+                now=now,
+                error_code="worker_lost",
+                error="The worker stopped.",
+            )
         else:
             tasks.requeue(task, actor="reconciler", now=now)
         return True

@@ -40,6 +40,7 @@ from connections import (
     inputs,
     page_forms,
     payloads,
+    task_inputs,
     tasks,
     transitions,
 )
@@ -62,9 +63,9 @@ EXPORT_LIMIT = 5000
 LINE_REFUSED = (
     ApiError,
     tasks.TaskOver,
-    tasks.TakesNoInput,
-    tasks.InputQueueFull,
-    tasks.MessageConflict,
+    task_inputs.TakesNoInput,
+    task_inputs.InputQueueFull,
+    task_inputs.MessageConflict,
 )
 
 
@@ -683,7 +684,7 @@ def task_detail(visit: Visit, task_id: str) -> HttpResponse:
         {
             "section": "tasks",
             "may_act": may_act,
-            "may_send": may_act and row.kind in tasks.TAKES_LINES and not row.is_over,
+            "may_send": may_act and tasks.takes_input(row.kind) and not row.is_over,
             # Of this page as it was loaded: sent twice, by a double click or by the browser itself, it is one message.
             "message_id": uuid.uuid4(),
             **fragments.task_context(row),
@@ -701,9 +702,9 @@ def task_input(visit: Visit, task_id: str) -> HttpResponse:
 
     def act() -> Done:
         try:
-            tasks.add_input(
+            task_inputs.add_input(
                 task_id=row.id,
-                text=inputs.checked(inputs.TaskInput, {"text": text})["text"],
+                content=inputs.checked(inputs.TaskInput, {"text": text})["text"],
                 message_id=message_id,
                 actor=visit.principal.name,
                 now=visit.now,

@@ -10,7 +10,9 @@ import ipaddress
 import os
 import re
 import secrets
+import tomllib
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import dj_database_url
@@ -73,6 +75,19 @@ class Knobs:
     event_retention_days: int
     max_body_bytes: int
     connection_quota: int
+    commands: str
+    command_templates: dict[str, dict[str, Any]]
+    command_directories: list[str]
+    command_env: list[str]
+    command_limit: int
+    command_concurrency: int
+    command_seconds: int
+    command_output_bytes: int
+    command_quiet_seconds: float
+    command_kill_seconds: float
+    command_on_stop: str
+    command_stop_seconds: int
+    hook_attempts: int
     log_level: str
     log_format: str
     metrics_token: str = dataclasses.field(repr=False)
@@ -164,6 +179,63 @@ def _check_parameters(database: dict[str, object]) -> None:
         raise WrongSetting(
             "DATABASE_URL", f"its parameters do not fit libpq: {str(error).strip()}"
         ) from error
+
+
+def _directories(env: Env, data_dir: Path) -> list[str]:
+    """Where commands may run: absolute paths. Without any, a folder of its own beside the data."""
+    named = _names(env, "COMMAND_DIRECTORIES")
+    for path in named:
+        if not os.path.isabs(path):
+            raise WrongSetting("COMMAND_DIRECTORIES", f"{path!r} is not an absolute path")
+    if named:
+        return [os.path.normpath(path) for path in named]
+    work = data_dir / "work"
+    work.mkdir(exist_ok=True, mode=0o700)
+    return [str(work)]
+
+
+_TEMPLATE_KEYS = {"argv", "cwd", "title", "timeout_seconds", "arguments"}
+
+
+def _templates(path: str) -> dict[str, dict[str, Any]]:
+    """The commands that the file names, each as ``{"argv", "cwd", "title", "timeout_seconds", "arguments"}``. TOML: a table a command."""
+    if not path:
+        return {}
+
+    def wrong(why: str) -> WrongSetting:
+        return WrongSetting("COMMAND_TEMPLATES", f"{path}: {why}")
+
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise wrong(str(error)) from error
+    found = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise wrong(f"{name} is not a table such as [{name}]")
+        unknown = sorted(set(table) - _TEMPLATE_KEYS)
+        if unknown:
+            raise wrong(f"[{name}] has an unknown key {unknown[0]!r}")
+        argv = table.get("argv")
+        if not (
+            isinstance(argv, list)
+            and argv
+            and all(isinstance(part, str) and "\0" not in part for part in argv)
+        ):
+            raise wrong(f"[{name}] argv must be a list of strings, the program first")
+        cwd = table.get("cwd", "")
+        if not isinstance(cwd, str) or (cwd and not os.path.isabs(cwd)):
+            raise wrong(f"[{name}] cwd must be an absolute path")
+        seconds = table.get("timeout_seconds", 0)
+        if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 0:
+            raise wrong(f"[{name}] timeout_seconds must be a whole number")
+        arguments, title = table.get("arguments", False), table.get("title", "")
+        if not isinstance(arguments, bool) or not isinstance(title, str):
+            raise wrong(f"[{name}] arguments is true or false, title a text")
+        found[name] = {
+            "argv": argv, "cwd": cwd, "title": title, "timeout_seconds": seconds, "arguments": arguments,
+        }  # fmt: skip
+    return found
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
@@ -287,8 +359,21 @@ def _read(env: Env) -> Knobs:
         client_lease_seconds=env.int("CLIENT_LEASE_SECONDS", 30),
         poll_seconds=env.float("POLL_SECONDS", 0.25 if redis_url else 0.05),
         event_retention_days=env.int("EVENT_RETENTION_DAYS", 30),
-        max_body_bytes=env.int("MAX_BODY_BYTES", 262_144),
+        max_body_bytes=env.int("MAX_BODY_BYTES", 2_097_152),
         connection_quota=env.int("CONNECTION_QUOTA", 1000),
+        commands=env.str("COMMANDS", "").lower() or "off",
+        command_templates=_templates(env.str("COMMAND_TEMPLATES", "")),
+        command_directories=_directories(env, data_dir),
+        command_env=_names(env, "COMMAND_ENV") or ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME"],
+        command_limit=env.int("COMMAND_LIMIT", 100),
+        command_concurrency=env.int("COMMAND_CONCURRENCY", 20),
+        command_seconds=env.int("COMMAND_SECONDS", 3600),
+        command_output_bytes=env.int("COMMAND_OUTPUT_BYTES", 64 * 1024 * 1024),
+        command_quiet_seconds=env.float("COMMAND_QUIET_SECONDS", 1.0),
+        command_kill_seconds=env.float("COMMAND_KILL_SECONDS", 5.0),
+        command_on_stop=env.str("COMMAND_ON_STOP", "").lower() or "finish",
+        command_stop_seconds=env.int("COMMAND_STOP_SECONDS", 60),
+        hook_attempts=env.int("HOOK_ATTEMPTS", 8),
         log_level=env.str("LOG_LEVEL", "INFO").upper(),
         log_format=env.str("LOG_FORMAT", "").lower() or "text",
         metrics_token=env.str("METRICS_TOKEN", ""),
@@ -311,6 +396,22 @@ def _read(env: Env) -> Knobs:
     _between("EVENT_RETENTION_DAYS", knobs.event_retention_days, 1, 3650)
     _between("MAX_BODY_BYTES", knobs.max_body_bytes, 1024, 100_000_000)
     _between("CONNECTION_QUOTA", knobs.connection_quota, 1, 10_000_000)
+    if knobs.commands not in ("off", "templates", "any"):
+        raise WrongSetting("COMMANDS", f"{knobs.commands!r} is not off, templates or any")
+    if knobs.commands == "templates" and not knobs.command_templates:
+        raise WrongSetting("COMMAND_TEMPLATES", "COMMANDS=templates needs a file that names some")
+    if knobs.command_on_stop not in ("finish", "handover", "interrupt"):
+        raise WrongSetting(
+            "COMMAND_ON_STOP", f"{knobs.command_on_stop!r} is not finish, handover or interrupt"
+        )
+    _between("COMMAND_LIMIT", knobs.command_limit, 0, 1_000_000)
+    _between("COMMAND_CONCURRENCY", knobs.command_concurrency, 0, 10_000)
+    _between("COMMAND_SECONDS", knobs.command_seconds, 1, 30 * 86_400)
+    _between("COMMAND_OUTPUT_BYTES", knobs.command_output_bytes, 1024, 1 << 40)
+    _between("COMMAND_QUIET_SECONDS", knobs.command_quiet_seconds, 0.1, 3600)
+    _between("COMMAND_KILL_SECONDS", knobs.command_kill_seconds, 0, 600)
+    _between("COMMAND_STOP_SECONDS", knobs.command_stop_seconds, 0, 86_400)
+    _between("HOOK_ATTEMPTS", knobs.hook_attempts, 1, 100)
     if knobs.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
         raise WrongSetting("LOG_LEVEL", f"{knobs.log_level!r} is not DEBUG, INFO, WARNING, ERROR or CRITICAL")
     if knobs.log_format not in ("text", "json"):

@@ -87,15 +87,18 @@ def _no_client_is_harmed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def owner(db: Any) -> User:
-    return User.objects.create_user("owner", password="owner-password")
+    """May run commands."""
+    user = User.objects.create_user("owner", password="owner-password")
+    user.user_permissions.add(Permission.objects.get(codename="run_commands"))
+    return user
 
 
 @pytest.fixture
 def colleague(owner: User) -> User:
-    """In the owner's team, and allowed to act."""
+    """In the owner's team, and allowed to act, and to run commands."""
     team = Group.objects.create(name="team")
     permission = Permission.objects.get(codename="operate_managedauthconnection")
-    team.permissions.add(permission)
+    team.permissions.add(permission, Permission.objects.get(codename="run_commands"))
     user = User.objects.create_user("colleague", password="colleague-password")
     owner.groups.add(team)
     user.groups.add(team)

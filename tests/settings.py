@@ -7,6 +7,7 @@ import tempfile
 
 os.environ.setdefault("DATA_DIR", tempfile.mkdtemp(prefix="switchboard-test-"))
 os.environ.setdefault("ALLOW_PRIVATE_TARGETS", "1")
+os.environ.setdefault("COMMANDS", "any")
 os.environ.setdefault("LOG_LEVEL", "WARNING")
 
 from project.settings import *  # noqa: F403

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands, load_command_class
 
-from connections.states import FLOW_ARROWS, FLOW_END, TASK_ARROWS, TASK_END
+from connections.states import FLOW_ARROWS, FLOW_END, HOOK_ARROWS, TASK_ARROWS, TASK_END
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,9 @@ def drawn(machine: str) -> dict[str, frozenset[str]]:
     return arrows
 
 
-@pytest.mark.parametrize(("machine", "arrows"), [("flow", FLOW_ARROWS), ("task", TASK_ARROWS)])
+@pytest.mark.parametrize(
+    ("machine", "arrows"), [("flow", FLOW_ARROWS), ("task", TASK_ARROWS), ("hook", HOOK_ARROWS)]
+)
 def test_the_drawing_has_exactly_the_arrows_of_the_code(
     machine: str, arrows: Mapping[str, frozenset[str]]
 ) -> None:

@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from connections import access, registry, tasks, transitions, vault
+from connections import access, registry, task_inputs, tasks, transitions, vault
 from connections.models import (
     ApiKey,
     Credential,
@@ -98,7 +98,7 @@ def everything(owner: User) -> dict[type, Any]:
         now=now,
     )
     command = tasks.enqueue(kind=TaskKind.COMMAND, title="run", connection=row, actor="owner", now=now)
-    line = tasks.add_input(task_id=command.pk, text=PASSWORD, message_id="m", actor="owner", now=now)
+    line = task_inputs.add_input(task_id=command.pk, content=PASSWORD, message_id="m", actor="owner", now=now)
     answer = IdempotentAnswer.objects.create(
         scope="key:1",
         key="k",

@@ -20,7 +20,7 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 from pytest_django import Settings
 
-from connections import access, registry, tasks, transitions, vault
+from connections import access, registry, task_inputs, tasks, transitions, vault
 from connections.management.commands import _shared, doctor, login, rotate_keys
 from connections.models import (
     ApiKey,
@@ -428,7 +428,7 @@ def every_sealed_column(connection: ManagedAuthConnection, settings: Settings) -
         scope="key:1", key="k", fingerprint="f", sealed=vault.seal({}), created_at=now
     )
     task = tasks.enqueue(kind=TaskKind.COMMAND, title="c", connection=connection, actor="test", now=now)
-    tasks.add_input(task_id=task.pk, text="line", message_id="m", actor="test", now=now)
+    task_inputs.add_input(task_id=task.pk, content="line", message_id="m", actor="test", now=now)
     return old
 
 
@@ -440,7 +440,8 @@ def test_every_encrypted_column_of_every_model_is_rotated() -> None:
         for field in model._meta.get_fields()
         if type(field).__name__ == "BinaryField"
     }
-    assert binary == set(_shared.SEALED_COLUMNS)
+    # What a command wrote is kept as it came: it is read piece by piece, and whoever may see the task may see it.
+    assert binary - {(TaskOutput, "data")} == set(_shared.SEALED_COLUMNS)
 
 
 def test_rotation_puts_every_secret_under_the_new_key(

@@ -15,7 +15,7 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import fragments, tasks, transitions, vault
+from connections import fragments, task_inputs, tasks, transitions, vault
 from connections.access import of_user
 from connections.models import Task, TaskInput
 from connections.states import TaskKind, TaskStatus
@@ -42,9 +42,13 @@ def taken(task: Task) -> Hold:
     return hold
 
 
+def text_of(taken: task_inputs.Input | None) -> str | None:
+    return None if taken is None else taken.text
+
+
 def send(task: Task, text: str = "y", message_id: str | None = None, actor: str = "op1") -> TaskInput:
-    return tasks.add_input(
-        task_id=task.id, text=text, message_id=message_id or str(uuid.uuid4()), actor=actor, now=T0
+    return task_inputs.add_input(
+        task_id=task.id, content=text, message_id=message_id or str(uuid.uuid4()), actor=actor, now=T0
     )
 
 
@@ -64,7 +68,7 @@ def test_B66_lines_are_delivered_in_the_order_of_acceptance_whatever_the_task_do
     with transaction.atomic():
         tasks.wait_for_input(locked(task), actor="w", now=T0)
     send(task, "while it waits")
-    assert [tasks.take_input(hold=hold, now=after(n)) for n in range(4)] == [
+    assert [text_of(task_inputs.take_input(hold=hold, now=after(n))) for n in range(4)] == [
         "while it is queued",
         "while it runs",
         "while it waits",
@@ -78,7 +82,7 @@ def test_a_line_is_told_as_a_count_and_its_text_is_in_no_event(owner: User) -> N
     before = cursor()
     send(task, SECRET, actor="op2")
     hold = taken(task)
-    assert tasks.take_input(hold=hold, now=T0) == SECRET
+    assert text_of(task_inputs.take_input(hold=hold, now=T0)) == SECRET
     told = [event for event in events(before) if event.name == "task.updated"]
     assert [(event.actor, event.data["inputs_waiting"]) for event in told] == [("op2", 1), ("w", 0)]
     assert told[0].data["version"] < told[1].data["version"]
@@ -91,7 +95,7 @@ def test_A48_a_line_is_encrypted_while_it_waits_and_erased_when_it_is_taken(owne
     assert SECRET.encode() not in bytes(line.sealed)
     assert vault.unseal(line.sealed) == SECRET
     assert SECRET not in repr(TaskInput.objects.values().get())
-    tasks.take_input(hold=taken(task), now=after(3))
+    task_inputs.take_input(hold=taken(task), now=after(3))
     line.refresh_from_db()
     assert (line.sealed, line.taken_at, line.state) == (None, after(3), "delivered")
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -125,13 +129,13 @@ def test_lines_outlive_the_worker_that_did_not_take_them(owner: User) -> None:
     send(task, "first")
     hold = taken(task)
     send(task, "second")
-    assert tasks.take_input(hold=hold, now=T0) == "first"
+    assert text_of(task_inputs.take_input(hold=hold, now=T0)) == "first"
     assert transitions.rescue(task_id=task.id, now=after(3600))
     with pytest.raises(tasks.LeaseLost):
-        tasks.take_input(hold=hold, now=T0)
+        task_inputs.take_input(hold=hold, now=T0)
     again = tasks.claim(worker="w2", kinds=[TaskKind.COMMAND], now=after(3600))
     assert again is not None
-    assert tasks.take_input(hold=again, now=after(3600)) == "second"
+    assert text_of(task_inputs.take_input(hold=again, now=after(3600))) == "second"
 
 
 def test_the_same_message_is_the_same_line_and_another_text_is_refused(owner: User) -> None:
@@ -139,9 +143,9 @@ def test_the_same_message_is_the_same_line_and_another_text_is_refused(owner: Us
     first = send(task, SECRET, "m1")
     before = cursor()
     assert send(task, SECRET, "m1", actor="somebody else").pk == first.pk
-    with pytest.raises(tasks.MessageConflict):
+    with pytest.raises(task_inputs.MessageConflict):
         send(task, "other words", "m1")
-    tasks.take_input(hold=taken(task), now=T0)
+    task_inputs.take_input(hold=taken(task), now=T0)
     end(task)
     # Also when it was delivered long ago, and the task is over.
     assert send(task, SECRET, "m1").pk == first.pk
@@ -154,11 +158,11 @@ def test_the_same_message_id_at_another_task_is_another_line(owner: User) -> Non
     assert send(one, "y", "m1").pk != send(other, "y", "m1").pk
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TaskKind if kind not in tasks.TAKES_LINES])
+@pytest.mark.parametrize("kind", sorted(tasks.TAKES_NONE))
 def test_a_task_with_questions_of_its_own_takes_no_lines(owner: User, kind: TaskKind) -> None:
     row = Story.of(owner).connection
     task = tasks.enqueue(kind=kind, title="t", connection=row, actor="owner", now=T0)
-    with pytest.raises(tasks.TakesNoInput):
+    with pytest.raises(task_inputs.TakesNoInput):
         send(task)
     assert not TaskInput.objects.exists()
 
@@ -169,11 +173,11 @@ def test_B72_a_full_queue_takes_nothing_of_a_line(owner: User, monkeypatch: pyte
     for n in range(3):
         send(task, f"{n}")
     before = cursor()
-    with pytest.raises(tasks.InputQueueFull, match="3 lines wait"):
+    with pytest.raises(task_inputs.InputQueueFull, match="3 lines wait"):
         send(task, "one too many")
     task.refresh_from_db()
     assert (TaskInput.objects.count(), task.inputs_waiting, events(before)) == (3, 3, [])
-    assert tasks.take_input(hold=taken(task), now=T0) == "0"
+    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "0"
     assert send(task, "room again").number == 4
 
 
@@ -181,10 +185,10 @@ def test_B72_the_bytes_that_wait_are_bounded_too(owner: User, monkeypatch: pytes
     monkeypatch.setattr(tasks, "TASK_INPUT_BYTES", 10)
     task = command(owner)
     send(task, "ü" * 4)
-    with pytest.raises(tasks.InputQueueFull):
+    with pytest.raises(task_inputs.InputQueueFull):
         send(task, "abc")
     assert send(task, "ab").byte_count == 2
-    assert tasks.take_input(hold=taken(task), now=T0) == "ü" * 4
+    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "ü" * 4
     assert send(task, "abcdefgh").number == 3
 
 
@@ -238,7 +242,7 @@ def test_the_message_id_may_stand_in_the_body_but_not_differ_from_the_header(
 def test_any_text_arrives_as_it_was_written(api: APIClient, owner: User, text: str) -> None:
     task = command(owner)
     assert post(api, path_of(task), {"text": text}).status_code == 202
-    assert tasks.take_input(hold=taken(task), now=T0) == text
+    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == text
 
 
 @pytest.mark.parametrize(
@@ -286,7 +290,7 @@ def test_B72_a_full_queue_is_429_with_the_reason_and_the_same_message_is_accepte
         answer = post(api, path_of(task), {"text": "2"}, HTTP_IDEMPOTENCY_KEY="m-2")
         assert "1 lines wait" in error_of(answer, 429, "queue_full")["message"]
         assert int(answer["Retry-After"]) >= 1
-    tasks.take_input(hold=taken(task), now=T0)
+    task_inputs.take_input(hold=taken(task), now=T0)
     assert post(api, path_of(task), {"text": "2"}, HTTP_IDEMPOTENCY_KEY="m-2").status_code == 202
     assert TaskInput.objects.count() == 2
 
@@ -324,7 +328,7 @@ def test_a_task_is_shown_with_its_lines_and_never_their_texts(api: APIClient, ow
     task = command(owner)
     send(task, SECRET, "m-1")
     send(task, "second", "m-2")
-    tasks.take_input(hold=taken(task), now=after(2))
+    task_inputs.take_input(hold=taken(task), now=after(2))
     answer = api.get(f"/api/tasks/{task.id}")
     shown = answer.json()
     assert (shown["status"], shown["kind"], shown["inputs_waiting"]) == ("running", "command", 1)
@@ -379,7 +383,7 @@ def web(owner: User) -> Client:
 def test_the_page_of_a_task_shows_its_state_its_lines_and_its_form(web: Client, owner: User) -> None:
     task = command(owner)
     send(task, SECRET, actor="op2")
-    tasks.take_input(hold=taken(task), now=T0)
+    task_inputs.take_input(hold=taken(task), now=T0)
     send(task, "abc", actor="op3")
     page = web.get(f"/tasks/{task.id}").content.decode()
     assert "refactor" in page
@@ -399,7 +403,7 @@ def test_the_page_of_a_task_shows_its_state_its_lines_and_its_form(web: Client, 
 def test_a_line_does_not_change_since_when_the_task_is_in_its_state(web: Client, owner: User) -> None:
     task = command(owner)
     taken(task)
-    tasks.add_input(task_id=task.id, text="y", message_id="m-1", actor="op1", now=after(600))
+    task_inputs.add_input(task_id=task.id, content="y", message_id="m-1", actor="op1", now=after(600))
     page = web.get(f"/tasks/{task.id}").content.decode()
     since = re.search(r'since <time datetime="([^"]+)"', page)
     assert since is not None
@@ -451,7 +455,7 @@ def test_without_script_the_form_is_a_plain_post_that_arrives_once(owner: User) 
     api = APIClient()
     api.force_login(owner)
     post(api, path_of(task), {"text": "one\ntwo"}, HTTP_IDEMPOTENCY_KEY=fields["message_id"])
-    assert tasks.take_input(hold=taken(task), now=T0) == "one\ntwo"
+    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "one\ntwo"
     assert TaskInput.objects.count() == 1
     assert strict.get(f"/tasks/{task.id}").content.decode().count(fields["message_id"]) == 0, "a new page"
 

@@ -27,6 +27,7 @@ from connections.models import (
     ManagedAuthConnection,
     Profile,
     Submission,
+    Task,
     TaskInput,
 )
 from connections.tasks import InvalidTransition
@@ -39,6 +40,7 @@ SEALED_COLUMNS: tuple[tuple[type[models.Model], str], ...] = (
     (LoginFlow, "handoff_sealed"),
     (Submission, "sealed"),
     (TaskInput, "sealed"),
+    (Task, "hook_sealed"),
     (IdempotentAnswer, "sealed"),
 )
 

@@ -1,108 +1,15 @@
-"""The domain's rows: fields, constraints, predicates, querysets. Statuses are written by the verbs alone."""
+"""What keeps a profile signed in to a site: profiles, credentials, connections, and one row for each attempt and look."""
 
 from __future__ import annotations
 
 import datetime as dt
-import secrets
-from typing import Any, Protocol
 
-from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Length
 
-from connections.states import (
-    ANSWERABLE,
-    FLOW_END,
-    TASK_END,
-    TASK_HELD,
-    ConnectionStatus,
-    FlowStatus,
-    FlowStep,
-    FlowType,
-    TaskKind,
-    TaskStatus,
-)
-
-models.CharField.register_lookup(Length)
-
-OPERATE = "connections.operate_managedauthconnection"
-
-
-def new_id(prefix: str) -> str:
-    """An opaque id such as ``ma_5f0c…``: 96 random bits, so it tells nothing and is never guessed."""
-    return f"{prefix}_{secrets.token_hex(12)}"
-
-
-def connection_id() -> str:
-    return new_id("ma")
-
-
-def credential_id() -> str:
-    return new_id("cred")
-
-
-def profile_id() -> str:
-    return new_id("prof")
-
-
-def flow_id() -> str:
-    return new_id("flow")
-
-
-def task_id() -> str:
-    return new_id("task")
-
-
-def check_id() -> str:
-    return new_id("check")
-
-
-class Caller(Protocol):
-    """What a read needs to know of whoever asks: the keys of the owners whose objects they see; None: everybody's."""
-
-    @property
-    def audiences(self) -> frozenset[int] | None: ...
-
-
-class OwnedQuerySet(models.QuerySet[Any]):
-    """Rows that have an owner. Every read on somebody's behalf starts with :meth:`visible_to`."""
-
-    def visible_to(self, principal: Caller) -> OwnedQuerySet:
-        """What this caller may see: their own and their team's; everything for a superuser."""
-        if principal.audiences is None:
-            return self
-        return self.filter(owner_id__in=principal.audiences)
-
-
-class Owned(models.Model):
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
-    created_at = models.DateTimeField()
-    updated_at = models.DateTimeField()
-
-    objects = OwnedQuerySet.as_manager()
-
-    class Meta:
-        abstract = True
-
-
-class ApiKey(models.Model):
-    """A key of the API. The key itself is shown once; the row holds its SHA-256."""
-
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_keys")
-    name = models.CharField(max_length=100)
-    prefix = models.CharField(max_length=16, help_text="the first characters, to recognise the key by")
-    key_hash = models.CharField(max_length=64, unique=True, editable=False)
-    created_at = models.DateTimeField()
-    last_used_at = models.DateTimeField(null=True, blank=True)
-    revoked_at = models.DateTimeField(null=True, blank=True)
-
-    class Meta:
-        ordering = ["-created_at", "-pk"]
-        verbose_name = "API key"
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.prefix}…)"
+from connections.models.base import Owned, check_id, connection_id, credential_id, flow_id, profile_id
+from connections.models.callers import ApiKey
+from connections.states import ANSWERABLE, FLOW_END, ConnectionStatus, FlowStatus, FlowStep, FlowType
 
 
 class Profile(Owned):
@@ -188,6 +95,16 @@ class ManagedAuthConnection(Owned):
         blank=True,
         help_text='{"kinds": [...], "refs": [...]} that the last successful login asked for',
     )
+    next_check_at = models.DateTimeField(null=True, blank=True, editable=False)
+    checks_unclear = models.PositiveSmallIntegerField(
+        default=0, db_default=0, editable=False, help_text="health checks in a row that could not tell"
+    )
+    reauths_failed = models.PositiveSmallIntegerField(
+        default=0, db_default=0, editable=False, help_text="re-authentications in a row that failed"
+    )
+    reauth_after = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="no automatic re-authentication before this"
+    )
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
     class Meta:
@@ -209,6 +126,11 @@ class ManagedAuthConnection(Owned):
         indexes = [
             models.Index(fields=["owner", "-created_at", "-id"], name="connection_list"),
             models.Index(fields=["domain"], name="connection_by_domain"),
+            models.Index(
+                fields=["next_check_at"],
+                condition=Q(health_checks=True, next_check_at__isnull=False),
+                name="connection_check_due",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -407,119 +329,16 @@ class HealthCheck(models.Model):
         return f"check of {self.connection_id}"
 
 
-class Task(Owned):
-    """Something that a worker does and that may have to wait for a person: one row of the one queue."""
+class SiteCircuit(models.Model):
+    """The circuit breaker of one site: while it is open nobody's profile is checked there."""
 
-    id = models.CharField(primary_key=True, max_length=40, default=task_id, editable=False)
-    kind = models.CharField(max_length=16, choices=TaskKind.choices)
-    status = models.CharField(
-        max_length=20, choices=TaskStatus.choices, default=TaskStatus.QUEUED, editable=False
-    )
-    title = models.CharField(max_length=200)
-    connection = models.ForeignKey(
-        ManagedAuthConnection, null=True, blank=True, on_delete=models.SET_NULL, related_name="tasks"
-    )
-    flow = models.OneToOneField(
-        LoginFlow, null=True, blank=True, on_delete=models.SET_NULL, related_name="task"
-    )
-    run_after = models.DateTimeField()
-    attempts = models.PositiveSmallIntegerField(default=0, help_text="how often a worker took it")
-    leased_by = models.CharField(max_length=80, blank=True)
-    lease_expires_at = models.DateTimeField(null=True, blank=True)
-    started_at = models.DateTimeField(null=True, blank=True)
-    finished_at = models.DateTimeField(null=True, blank=True)
-    exit_code = models.IntegerField(null=True, blank=True)
-    error = models.CharField(max_length=500, blank=True)
-    inputs_waiting = models.PositiveIntegerField(
-        default=0, db_default=0, editable=False, help_text="lines nobody has taken yet"
-    )
-    version = models.PositiveBigIntegerField(default=1, editable=False)
+    domain = models.CharField(primary_key=True, max_length=255)
+    failures = models.PositiveIntegerField(default=0, help_text="checks in a row that could not tell")
+    retry_at = models.DateTimeField(null=True, blank=True, help_text="open until then; then one check tries")
+    updated_at = models.DateTimeField()
 
     class Meta:
-        ordering = ["-created_at", "-id"]
-        constraints = [
-            models.CheckConstraint(
-                condition=Q(status__in=sorted(TASK_HELD), lease_expires_at__isnull=False)
-                | (~Q(status__in=sorted(TASK_HELD)) & Q(lease_expires_at__isnull=True, leased_by="")),
-                name="task_leased_while_held",
-            ),
-            models.CheckConstraint(
-                condition=Q(status__in=sorted(TASK_END), finished_at__isnull=False)
-                | (~Q(status__in=sorted(TASK_END)) & Q(finished_at__isnull=True)),
-                name="task_finished_when_it_says_so",
-            ),
-        ]
-        indexes = [
-            models.Index(
-                fields=["run_after", "created_at"],
-                condition=Q(status=TaskStatus.QUEUED),
-                name="task_claim_next",
-            ),
-            models.Index(
-                fields=["lease_expires_at"], condition=Q(status__in=sorted(TASK_HELD)), name="task_rescue"
-            ),
-            models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
-        ]
+        ordering = ["domain"]
 
     def __str__(self) -> str:
-        return f"{self.title} ({self.status})"
-
-    @property
-    def is_over(self) -> bool:
-        return self.status in TASK_END
-
-
-class TaskInput(models.Model):
-    """A line that somebody sent to a task. Encrypted until the task takes it, then erased: it may be a password."""
-
-    task = models.ForeignKey(Task, on_delete=models.CASCADE, related_name="inputs")
-    number = models.PositiveIntegerField(help_text="the order of acceptance, from 1")
-    message_id = models.CharField(max_length=255, help_text="the sender's name for this line")
-    fingerprint = models.CharField(
-        max_length=64, editable=False, help_text="keyed hash, to know a repetition by"
-    )
-    sealed = models.BinaryField(null=True, editable=False)
-    byte_count = models.PositiveIntegerField()
-    submitted_by = models.CharField(max_length=200)
-    created_at = models.DateTimeField()
-    taken_at = models.DateTimeField(null=True, blank=True)
-
-    class Meta:
-        ordering = ["-created_at", "-pk"]
-        constraints = [
-            models.UniqueConstraint(fields=["task", "number"], name="task_input_number_once_per_task"),
-            models.UniqueConstraint(fields=["task", "message_id"], name="task_input_once_per_message"),
-            models.CheckConstraint(
-                condition=Q(taken_at__isnull=True) | Q(sealed__isnull=True), name="task_input_taken_is_erased"
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"line {self.number} of {self.task_id}"
-
-    @property
-    def state(self) -> str:
-        """``waiting``, ``delivered``, or ``dropped``: the task was over before it took the line."""
-        if self.taken_at is not None:
-            return "delivered"
-        return "dropped" if self.task.is_over else "waiting"
-
-
-class IdempotentAnswer(models.Model):
-    """The stored answer to a POST that carried an ``Idempotency-Key`` (wire contract, section 6). Encrypted."""
-
-    scope = models.CharField(max_length=80, help_text="the caller")
-    key = models.CharField(max_length=255)
-    fingerprint = models.CharField(max_length=64, editable=False)
-    status_code = models.PositiveSmallIntegerField(null=True)
-    sealed = models.BinaryField(null=True, editable=False)
-    created_at = models.DateTimeField()
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["scope", "key"], name="idempotency_key_once_per_caller")
-        ]
-        indexes = [models.Index(fields=["created_at"], name="idempotency_retention")]
-
-    def __str__(self) -> str:
-        return f"answer for {self.scope}"
+        return self.domain
