@@ -3,6 +3,7 @@
 Prints two tables and writes ``tests/bench/results/tasks.json``. The method is in README.md.
 """
 
+# ruff: noqa: E402  (Django must be set up before the rest is imported)
 from __future__ import annotations
 
 import argparse
@@ -23,6 +24,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+
+import django
+
+django.setup()
 
 import ptyprocess
 
