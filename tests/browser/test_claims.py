@@ -149,6 +149,31 @@ def test_another_tab_of_the_same_person_says_so_and_takes_it_without_asking(
     expect(one.page.locator(".who-said")).to_have_text("You handle this in another tab now.")
 
 
+def test_B08_somebody_who_uses_the_same_id_is_not_taken_for_the_reader(
+    boss: Any, other: Any, site: sites.Site
+) -> None:
+    theirs = other("/")
+    connection = waiting(theirs, site, "same-id")
+    mine = boss(f"/connections/{connection}")
+    is_live(mine)
+    # An id is shown to the whole team: nothing keeps somebody from using it as well.
+    cid = mine.page.evaluate("sessionStorage.getItem('switchboard.cid')")
+    theirs.page.evaluate("(cid) => sessionStorage.setItem('switchboard.cid', cid)", cid)
+    theirs.page.reload()
+    is_live(theirs)
+    assert theirs.page.evaluate("sessionStorage.getItem('switchboard.cid')") == cid
+    press(theirs, "I take it")
+    expect(who(theirs)).to_contain_text("other is handling this (you)")
+    expect(who(mine)).to_contain_text("other is handling this")
+    expect(mine.page.locator(".who-has .who-you")).to_have_text("")
+    press(mine, "Take over…")
+    mine.page.locator("#take-over").get_by_role("button", name="Take over").click()
+    expect(theirs.page.locator(".who-said")).to_have_text("admin took this over from you.")
+    expect(who(mine)).to_contain_text("admin is handling this (you)")
+    for tab in (theirs, mine):
+        tab.check()
+
+
 def test_the_home_page_has_the_same_words_and_buttons(boss: Any, other: Any, site: sites.Site) -> None:
     theirs = other("/")
     connection = waiting(theirs, site, "at-home")
