@@ -298,7 +298,12 @@ def test_B08_a_page_of_another_site_opens_no_stream_with_the_cookie_of_ours(runn
     cid = f"cid-{uuid.uuid4()}"
     with http_session(running) as (cookie, _):
         for path in ("/live", "/api/events"):
-            for site, status in (("cross-site", 401), ("same-site", 401), ("same-origin", 200), ("none", 200)):
+            for site, status in (
+                ("cross-site", 401),
+                ("same-site", 401),
+                ("same-origin", 200),
+                ("none", 200),
+            ):
                 headers = {"Cookie": cookie, "Sec-Fetch-Site": site}
                 with Stream(f"{running.url}{path}?cid={cid}&page=forged-page", headers=headers) as stream:
                     assert stream.status == status, (path, site)
