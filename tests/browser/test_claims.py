@@ -22,12 +22,12 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that waits two seconds for somebody to come back."""
+    """A server that does not wait long for somebody to come back, and long enough for a page that is loaded on a busy machine."""
     with run_switchboard(
         tmp_path_factory.mktemp("office"),
         STREAM_LIMIT="100",
-        CLIENT_GRACE_SECONDS="2",
-        CLIENT_SUSPENDED_SECONDS="4",
+        CLIENT_GRACE_SECONDS="5",
+        CLIENT_SUSPENDED_SECONDS="10",
     ) as started:
         yield started
 
@@ -126,7 +126,7 @@ def test_a_claim_is_kept_through_a_reload_and_released_when_nobody_comes_back(
     assert timeline is not None
     expect(who(theirs)).to_contain_text("admin is handling this")
     mine.page.close()
-    expect(who(theirs)).not_to_contain_text("admin is handling this")
+    expect(who(theirs)).not_to_contain_text("admin is handling this", timeout=40_000)
     expect(theirs.page.get_by_role("button", name="I take it", exact=True)).to_be_visible()
     moments = theirs.page.locator(f"#timeline-{connection}")
     theirs.page.reload()
@@ -257,7 +257,7 @@ def test_rows_of_clients_are_live_and_new_ones_come_through_the_pill(boss: Any, 
     expect(row).to_contain_text("Live")
     theirs.page.close()
     expect(row).to_contain_text(re.compile("Gone|background|Expired"))
-    expect(row).to_contain_text("Expired")
+    expect(row).to_contain_text("Expired", timeout=40_000)
     mine.check()
 
 
