@@ -45,7 +45,13 @@ def query_of(scope: Any) -> dict[str, str]:
 
 
 def session_principal(headers: dict[str, str]) -> Principal | None:
-    """The user of the session cookie, checked as Django's middleware checks it (password changes end sessions)."""
+    """The user of the session cookie, checked as Django's middleware checks it (password changes end sessions).
+
+    Only for our own pages: a browser also adds the cookie to what a page of a neighbour asks for (the same host on another port), and
+    opening a stream makes a client.
+    """
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return None
     key = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
     if not key:
         return None

@@ -337,6 +337,8 @@ def chromium() -> Iterator[Any]:
     if not Path(CHROMIUM).exists():
         missing("Chromium")
     playwright_api = pytest.importorskip("playwright.sync_api")
+    # How long a condition is waited for says nothing about how fast a page is: machines are busy.
+    playwright_api.expect.set_options(timeout=20_000)
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, headless=False, args=CHROMIUM_FLAGS, chromium_sandbox=False

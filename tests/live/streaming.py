@@ -97,7 +97,7 @@ class Stream:
         """The events of the log: their names have a dot."""
         return [event for event in list(self.events) if "." in event.name]
 
-    def until(self, condition: Callable[[ServerSentEvent], bool], seconds: float = 15) -> ServerSentEvent:
+    def until(self, condition: Callable[[ServerSentEvent], bool], seconds: float = 30) -> ServerSentEvent:
         def found() -> ServerSentEvent | None:
             return next((event for event in list(self.events) if condition(event)), None)
 
@@ -106,7 +106,7 @@ class Stream:
         except AssertionError:
             raise AssertionError(f"did not come in {seconds} s; there were {self.names()[-30:]}") from None
 
-    def named(self, name: str, seconds: float = 15) -> ServerSentEvent:
+    def named(self, name: str, seconds: float = 30) -> ServerSentEvent:
         return self.until(lambda event: event.name == name, seconds)
 
 
