@@ -9,12 +9,12 @@ import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import parse_qs
 
 from django.conf import settings
 from django.contrib.auth import get_user
-from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, parse_cookie
 from django.utils import timezone
 
@@ -56,7 +56,7 @@ def session_principal(headers: dict[str, str]) -> Principal | None:
     if not key:
         return None
     request = HttpRequest()
-    request.session = SessionStore(key)
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(key)
     return of_request_user(get_user(request), key)
 
 

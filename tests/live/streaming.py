@@ -199,8 +199,17 @@ def pid_of(running: Running) -> int:
 
 def rss_of(pid: int) -> int:
     """Resident bytes of a process."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def anonymous_of(pid: int) -> int:
+    """Those of them that the process allocated: without the pages of programs, libraries and SQLite's files, which come and go with what is read."""
+    return _status_bytes(pid, "RssAnon")
+
+
+def _status_bytes(pid: int, name: str) -> int:
     with open(f"/proc/{pid}/status") as file:
-        line = next(line for line in file if line.startswith("VmRSS"))
+        line = next(line for line in file if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 
