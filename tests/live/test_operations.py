@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +14,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Running, run_switchboard, until
 from tests.live import services
-from tests.live.streaming import Stream, connect, events, login, many, write_elsewhere
+from tests.live.streaming import (
+    DRAINS_LONGER,
+    Stream,
+    connect,
+    events,
+    login,
+    many,
+    opened_and_stalled,
+    start_patched,
+    write_elsewhere,
+)
 
 pytestmark = pytest.mark.live
 
@@ -52,22 +61,11 @@ def numbers(running: Running, **headers: str) -> dict[str, float]:
     }
 
 
-def stalled_reader(running: Running) -> socket.socket:
-    """Asks for a stream and never reads."""
-    parts = urlsplit(running.url)
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect((parts.hostname, parts.port))
-    reader.sendall(
-        f"GET /api/events?topics=task:flood HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        f"Authorization: Bearer {running.api_key}\r\n\r\n".encode()
-    )
-    return reader
-
-
 def test_C08_a_draining_server_is_alive_and_not_ready(own_running: Running) -> None:
     running = own_running
-    with stalled_reader(running), events(running, "?topics=tasks") as stream:
+    assert running.stop("server") == 0
+    start_patched(running, DRAINS_LONGER)
+    with opened_and_stalled(running, "?topics=task:flood"), events(running, "?topics=tasks") as stream:
         stream.named("ready")
         assert readiness(running)[0] == 200
         write_elsewhere(running, 60, topic="flood", size=100_000)
