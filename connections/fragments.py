@@ -11,13 +11,15 @@ import dataclasses
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.template.loader import render_to_string
 
+from connections import health
 from connections.access import Principal
-from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections.models import HealthCheck, LoginFlow, ManagedAuthConnection, SiteCircuit, Task
 from connections.payloads import hosted_url
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
 from connections.tasks import takes_input
@@ -183,6 +185,27 @@ class Picture:
     @property
     def check_minutes(self) -> int:
         return round(self.connection.health_check_interval / 60)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the clock checks it."""
+        return health.is_checked(self.connection)
+
+    @property
+    def not_checked(self) -> str:
+        """Why the clock does not check it, where that is wanted."""
+        if not self.signed_in:
+            return "not while it is signed out"
+        return "there is no page to look at" if not self.checked else ""
+
+    @cached_property
+    def circuit(self) -> SiteCircuit | None:
+        """The open circuit of its site. One query, when a page asks for it."""
+        return health.circuit(self.connection.domain) if self.checked else None
+
+    @property
+    def reauth_given_up(self) -> bool:
+        return bool(self.connection.reauths_failed >= health.REAUTH_LIMIT)
 
 
 # ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -648,6 +671,15 @@ def entries(events: Sequence[Event]) -> list[Entry]:
     return [entry(event, labels=labels) for event in events]
 
 
+def _told_check(check: HealthCheck) -> tuple[Chip, str]:
+    if check.status is None:
+        chip = Chip(shape="?", tone="idle", word="Could not tell")
+        return chip, f"health check: could not tell. {check.reason}".rstrip()
+    if check.status == ConnectionStatus.AUTHENTICATED:
+        return Chip(shape="✔", tone="done", word="Checked"), "health check: still signed in"
+    return Chip(shape="○", tone="idle", word="Checked"), "health check: not signed in any more"
+
+
 def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[Entry]:
     """What happened in the latest attempt, oldest first; of a connection without one, what happened to it at all."""
     rows = Event.objects.filter(topic=f"connection:{connection.id}")
@@ -655,11 +687,17 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
         rows = rows.filter(at__gte=flow.started_at)
     events = list(rows.exclude(name__in=PASSING).order_by("-id")[:TIMELINE_EVENTS])[::-1]
     labels = {f"connection:{connection.id}": str(connection)}
+    # A check tells that the connection has changed; what it saw is in a row of the same moment.
+    changes = [event.at for event in events if event.name == "connection.updated"]
+    checks = {check.checked_at: check for check in connection.checks.filter(checked_at__in=changes)}
     told: list[Entry] = []
     seen_flow = False
     for event in events:
         took = round((event.at - told[-1].at).total_seconds()) if told else None
         told.append(entry(event, labels=labels, first=not seen_flow, took=took))
+        if event.name == "connection.updated" and event.at in checks:
+            chip, text = _told_check(checks[event.at])
+            told[-1] = dataclasses.replace(told[-1], chip=chip, text=text)
         seen_flow = seen_flow or event.name == "flow.state"
     return told
 
