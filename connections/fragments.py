@@ -696,15 +696,11 @@ _CLIENT_CHIP = {
     ClientState.CLOSED: Chip(shape="–", tone="idle", word="Disconnected"),
 }
 _LOST = Chip(shape="○", tone="waiting", word="Lost contact")
-#: A lag is counted up to here.
-MAX_LAG = 1000
-#: What the position of a stream may be older than the moment that it was written down.
-LAG_GRACE = dt.timedelta(seconds=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tab:
-    """A client as its row shows it. ``lag``: events that its stream had not been handed when that was last looked at."""
+    """A client as its row shows it. ``lag``: see :func:`events.clients.lag`."""
 
     client: Client
     chip: Chip
@@ -760,13 +756,6 @@ def _sees(watches: Sequence[str]) -> str:
     return _and(found) if found else "everything"
 
 
-def _lag(client: Client) -> int:
-    if client.sent_cursor is None or client.last_seen_at is None:
-        return 0
-    missed = Event.objects.filter(id__gt=client.sent_cursor, at__lt=client.last_seen_at - LAG_GRACE)
-    return missed[:MAX_LAG].count()
-
-
 def tab(client: Client, now: dt.datetime) -> Tab:
     """``now``: by the database's clock."""
     live = clients.seems_live(client, now)
@@ -777,7 +766,7 @@ def tab(client: Client, now: dt.datetime) -> Tab:
         live=live and client.state == ClientState.LIVE,
         browser=browser_of(client.user_agent),
         sees=_sees(client.watches),
-        lag=_lag(client) if live else 0,
+        lag=clients.lag(client, now),
     )
 
 

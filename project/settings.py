@@ -156,6 +156,7 @@ STORAGES = {
 # Serve from the source folders when nothing was collected: `make run` needs no collectstatic.
 WHITENOISE_USE_FINDERS = True
 
+SESSION_ENGINE = "project.sessions"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = USE_HTTPS

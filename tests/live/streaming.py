@@ -97,7 +97,7 @@ class Stream:
         """The events of the log: their names have a dot."""
         return [event for event in list(self.events) if "." in event.name]
 
-    def until(self, condition: Callable[[ServerSentEvent], bool], seconds: float = 15) -> ServerSentEvent:
+    def until(self, condition: Callable[[ServerSentEvent], bool], seconds: float = 30) -> ServerSentEvent:
         def found() -> ServerSentEvent | None:
             return next((event for event in list(self.events) if condition(event)), None)
 
@@ -106,7 +106,7 @@ class Stream:
         except AssertionError:
             raise AssertionError(f"did not come in {seconds} s; there were {self.names()[-30:]}") from None
 
-    def named(self, name: str, seconds: float = 15) -> ServerSentEvent:
+    def named(self, name: str, seconds: float = 30) -> ServerSentEvent:
         return self.until(lambda event: event.name == name, seconds)
 
 
@@ -199,8 +199,17 @@ def pid_of(running: Running) -> int:
 
 def rss_of(pid: int) -> int:
     """Resident bytes of a process."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def anonymous_of(pid: int) -> int:
+    """Those of them that the process allocated: without the pages of programs, libraries and SQLite's files, which come and go with what is read."""
+    return _status_bytes(pid, "RssAnon")
+
+
+def _status_bytes(pid: int, name: str) -> int:
     with open(f"/proc/{pid}/status") as file:
-        line = next(line for line in file if line.startswith("VmRSS"))
+        line = next(line for line in file if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
 
 

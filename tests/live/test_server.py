@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from project.server import Server, Wire
 from tests.conftest import ROOT, Running, run_switchboard, until
 from tests.live.streaming import (
     Stream,
+    anonymous_of,
     call,
     connect,
     events,
@@ -36,6 +37,7 @@ from tests.live.streaming import (
     threads_of,
     write_elsewhere,
 )
+from tests.live.test_operations import numbers
 
 pytestmark = pytest.mark.live
 
@@ -51,6 +53,18 @@ def stalled_reader(running: Running, query: str = "") -> socket.socket:
     reader.sendall(
         f"GET /api/events{query} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {running.api_key}\r\n\r\n".encode()
     )
+    return reader
+
+
+def opened_and_stalled(running: Running, query: str = "") -> socket.socket:
+    """As :func:`stalled_reader`, but it reads until its stream is live: whatever is published from then on waits for it."""
+    reader = stalled_reader(running, query)
+    reader.settimeout(30)
+    raw = b""
+    while b"event: ready" not in raw:
+        part = reader.recv(4096)
+        assert part, raw
+        raw += part
     return reader
 
 
@@ -167,16 +181,20 @@ WRAPPER = """
 import sys
 from project import server
 from events import consumers
-consumers.STALLED_SECONDS = 2.0
+consumers.STALLED_SECONDS = 3.0
 server.FLUSH_SECONDS = 1
 sys.exit(server.main())
 """
 
 
+#: So many that what they cost stands out from what the process takes and gives back by itself, which is some MiB from one flood to the next.
+STALLED = 250
+
+
 @pytest.fixture
 def impatient(tmp_path: Path) -> Any:
-    """A server that closes readers who take nothing for two seconds."""
-    with run_switchboard(tmp_path, STREAM_LIMIT="100") as running:
+    """A server that closes readers who take nothing for three seconds."""
+    with run_switchboard(tmp_path, STREAM_LIMIT=str(STALLED + 50)) as running:
         assert running.stop("server") == 0
         with (tmp_path / "server.log").open("ab") as output:
             running.processes["server"] = subprocess.Popen(
@@ -187,14 +205,14 @@ def impatient(tmp_path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def peak_of(pid: int) -> Iterator[list[int]]:
-    """The most resident bytes that the process had while the block ran."""
-    peak = [rss_of(pid)]
+def peak_of(pid: int, measure: Callable[[int], int] = rss_of) -> Iterator[list[int]]:
+    """The most bytes that the process had while the block ran: looked at 100 times a second, and at both ends."""
+    peak = [measure(pid)]
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.01):
-            peak[0] = max(peak[0], rss_of(pid))
+            peak[0] = max(peak[0], measure(pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -203,6 +221,7 @@ def peak_of(pid: int) -> Iterator[list[int]]:
     finally:
         over.set()
         watcher.join()
+        peak[0] = max(peak[0], measure(pid))
 
 
 @pytest.mark.parametrize(("count", "size"), [(300, 2_000), (200, 100_000), (20, 1_000_000)])
@@ -212,27 +231,25 @@ def test_C12_a_reader_that_takes_nothing_costs_less_than_256_KiB_delays_nobody_a
     running = impatient
     pid = pid_of(running)
     topic = "?topics=task:flood"
-    with events(running, topic) as quick:
+    with events(running, topic) as quick, contextlib.ExitStack() as opened:
         quick.named("ready")
         # What the process takes for everybody (the window, the pages, a batch on its way) is what a flood costs without them.
-        with peak_of(pid) as without:
+        with peak_of(pid, anonymous_of) as without:
             for _ in range(3):
                 write_elsewhere(running, count, topic="flood", size=size)
-            until(lambda: len(quick.logged()) == 3 * count, 30)
+            until(lambda: len(quick.logged()) == 3 * count, 60)
         sockets = sockets_of(pid)
-        stalled = [stalled_reader(running, topic) for _ in range(40)]
-        try:
-            until(lambda: sockets_of(pid) >= sockets + 40, 10)
-            with peak_of(pid) as with_them:
-                write_elsewhere(running, count, topic="flood", size=size)
-                until(lambda: len(quick.logged()) == 4 * count, 30)
-                assert [event.json()["n"] for event in quick.logged()] == list(range(count)) * 4
-                until(lambda: sockets_of(pid) <= sockets, 15, "a reader that takes nothing is still there")
-        finally:
-            for each in stalled:
-                each.close()
-        each_costs = (with_them[0] - without[0]) / 40 / 1024
+        for _ in range(STALLED):
+            opened.enter_context(opened_and_stalled(running, topic))
+        assert sockets_of(pid) >= sockets + STALLED
+        with peak_of(pid, anonymous_of) as with_them:
+            write_elsewhere(running, count, topic="flood", size=size)
+            until(lambda: len(quick.logged()) == 4 * count, 60)
+            assert [event.json()["n"] for event in quick.logged()] == list(range(count)) * 4
+            until(lambda: sockets_of(pid) <= sockets, 60, "a reader that takes nothing is still there")
+        each_costs = (with_them[0] - without[0]) / STALLED / 1024
         assert each_costs < 256, f"{each_costs:.0f} KiB each"
+        assert numbers(running)["switchboard_streams_ended_total slow"] == STALLED
         created = connect(running)
         status, _, _ = call(running, "GET", f"/auth/connections/{created['id']}")
         assert status == 200
@@ -404,26 +421,15 @@ def test_a_body_over_the_limit_costs_no_memory_and_its_sender_gets_the_answer(
 ) -> None:
     pid = pid_of(running)
     call(running, "GET", "/auth/connections")
-    before, peak, watching = rss_of(pid), [0], threading.Event()
-
-    def watch() -> None:
-        while not watching.wait(0.01):
-            peak[0] = max(peak[0], rss_of(pid))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    before = rss_of(pid)
     part = b"x" * MIB
-    try:
-        with dial(running) as client:
-            client.sendall(head_of(running, framing))
-            for _ in range(20):
-                # It does not look for an answer before it has sent everything.
-                client.sendall(chunk(part) if framing == CHUNKED else part)
-            assert_refused(running, read_all(client))
-    finally:
-        watching.set()
-        watcher.join()
-    assert max(peak[0], rss_of(pid)) - before < 10 * MIB, f"{(peak[0] - before) / MIB:.0f} MiB"
+    with peak_of(pid) as peak, dial(running) as client:
+        client.sendall(head_of(running, framing))
+        for _ in range(20):
+            # It does not look for an answer before it has sent everything.
+            client.sendall(chunk(part) if framing == CHUNKED else part)
+        assert_refused(running, read_all(client))
+    assert peak[0] - before < 10 * MIB, f"{(peak[0] - before) / MIB:.0f} MiB"
     assert call(running, "GET", "/auth/connections")[0] == 200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,6 +292,21 @@ def test_A49_signing_out_ends_the_streams_of_the_session(quick: Running) -> None
             assert each.named("end", 3).json() == {"reason": "session_over", "reconnect": False}
     with Stream(f"{quick.url}/api/events", headers=cookie) as again:
         assert again.status == 401
+
+
+def test_B08_a_page_of_another_site_opens_no_stream_with_the_cookie_of_ours(running: Running) -> None:
+    cid = f"cid-{uuid.uuid4()}"
+    with http_session(running) as (cookie, _):
+        for path in ("/live", "/api/events"):
+            for site, status in (
+                ("cross-site", 401),
+                ("same-site", 401),
+                ("same-origin", 200),
+                ("none", 200),
+            ):
+                headers = {"Cookie": cookie, "Sec-Fetch-Site": site}
+                with Stream(f"{running.url}{path}?cid={cid}&page=forged-page", headers=headers) as stream:
+                    assert stream.status == status, (path, site)
 
 
 def test_C36_a_change_of_another_process_is_on_every_open_stream_within_a_second(running: Running) -> None:
