@@ -196,6 +196,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "TaskStatusEnum": "connections.states.TaskStatus.values",
+        "WorkStatusEnum": "connections.inputs.WORK_STATUSES",
+    },
 }
 
 # The domain's own limits; each is a knob of project/env.py.
