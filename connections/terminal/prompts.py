@@ -26,12 +26,14 @@ _CHOICE = re.compile(
 #: Lines under a menu that belong to it: hints, frames, nothing.
 _HINT_LINES = 4
 _CHOICE_LINES = 20
+#: The cursor goes to another line, as programs do that draw the whole screen.
+_JUMP = re.compile(rb"\x1b\[[0-9;]*[HfdEF]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def screen_lines(output: bytes) -> list[str]:
     """The end of the output as lines of text: no escape sequences, and what a line was overwritten with (``\\r``) instead of what it was."""
-    text = ansi.strip(output).decode(errors="replace").replace("\r\n", "\n")
+    text = ansi.strip(_JUMP.sub(b"\n", output)).decode(errors="replace").replace("\r\n", "\n")
     lines = []
     for line in text.split("\n"):
         while "\b" in line:
