@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from connections import worker
 from events.sse import Parser, ServerSentEvent
 from project import env
 from tests.conftest import ROOT, Running, missing, until
@@ -585,6 +586,11 @@ def test_the_units_and_the_environment_file_fit_the_program(tmp_path: Path) -> N
         # Longer than a drain takes, so that systemd kills nobody who is still saying goodbye.
         assert int(service["TimeoutStopSec"].rstrip("s")) > 10
         assert int(service["LimitNOFILE"]) > knobs.stream_process_limit
+        if "worker" in name:
+            # What it needs to see to its commands, and both of its patience for logins and for what does not listen.
+            needed = knobs.command_stop_seconds + knobs.command_kill_seconds + 2 * worker.STOP_SECONDS
+            assert int(service["TimeoutStopSec"]) > needed
+            assert service["KillMode"] == "process", "systemd ends no command under the worker"
         module = service["ExecStart"].split(".venv/bin/python ")[1]
         assert module in ("-m project.server", "manage.py run_worker")
 
