@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from connections import reconciler, tasks, transitions
 from connections.drivers.base import Driver
+from connections.runners.hook import deliver_loop
 from connections.runners.login import run_check, run_login
 from connections.states import FLOW_END, FlowStep, TaskKind, TaskStatus
 from connections.tasks import Hold
@@ -73,6 +74,7 @@ class Worker:
                 asyncio.create_task(self._listen(follow(hub, subscription, after=None))),
                 asyncio.create_task(self._renew()),
                 asyncio.create_task(self._sweep()),
+                asyncio.create_task(deliver_loop(worker=self.name)),
             ]
             claiming = asyncio.create_task(self._claim())
             stopping = asyncio.create_task(stop.wait())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -239,12 +243,27 @@ print("KEYS", json.dumps(keys))
 """
 
 
-@contextlib.contextmanager
-def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
-    """A migrated installation with an admin, another user and a key of each; server and worker are started."""
-    port = free_port()
+@functools.cache
+def _migrated() -> tuple[Path, list[str]]:
+    """A data directory as :func:`run_switchboard` wants it, and the keys in it. Made once and copied, for migrating takes longer than many a test."""
+    folder = Path(tempfile.mkdtemp(prefix="switchboard-migrated-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    first = Running(
+        url="", env=_environment(folder, free_port()), data_dir=folder, api_key="", other_api_key=""
+    )
+    return folder, _set_up(first)
+
+
+def _set_up(running: Running) -> list[str]:
+    running.manage("migrate", "--verbosity", "0")
+    printed = running.manage("shell", "--no-imports", "-c", SETUP)
+    keys: list[str] = json.loads(printed.split("KEYS", 1)[1])
+    return keys
+
+
+def _environment(data_dir: Path, port: int, **extra: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
-    env = kept | {
+    return kept | {
         "PORT": str(port),
         "DATA_DIR": str(data_dir),
         "ALLOW_PRIVATE_TARGETS": "1",
@@ -252,13 +271,21 @@ def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
         "DJANGO_SETTINGS_MODULE": "project.settings",
         **extra,
     }
+
+
+@contextlib.contextmanager
+def run_switchboard(data_dir: Path, **extra: str) -> Iterator[Running]:
+    """A migrated installation with an admin, another user and a key of each; server and worker are started."""
+    port = free_port()
+    env = _environment(data_dir, port, **extra)
     running = Running(
         url=f"http://127.0.0.1:{port}", env=env, data_dir=data_dir, api_key="", other_api_key=""
     )
-    running.manage("migrate", "--verbosity", "0")
-    printed = running.manage("shell", "--no-imports", "-c", SETUP)
-    keys = json.loads(printed.split("KEYS", 1)[1])
-    running.api_key, running.other_api_key = keys
+    if "DATABASE_URL" in extra:
+        running.api_key, running.other_api_key = _set_up(running)
+    else:
+        folder, (running.api_key, running.other_api_key) = _migrated()
+        shutil.copytree(folder, data_dir, dirs_exist_ok=True)
     try:
         running.start("server")
         running.start("worker")

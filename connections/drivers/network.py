@@ -13,6 +13,7 @@ Knows nothing about logins; web hooks use it too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import logging
@@ -33,6 +34,8 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: A name with more addresses than this is tried on the first ones only.
 _ADDRESSES_TRIED = 4
+#: What is taken of a body that nobody wants.
+_DROPPED_BYTES, _DROPPED_SECONDS = 64 * 1024, 1.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 #: Not public, although ``ipaddress`` of some Python versions says so, or public but never a web site:
@@ -213,12 +216,17 @@ class _PinnedBackend(httpcore.AsyncNetworkBackend):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Request:
-    """One request. Its URL and body may hold secrets, so it is never printed."""
+    """One request. Its URL and body may hold secrets, so it is never printed.
+
+    ``status_only``: the answer counts as soon as its headers are there. Its body is taken off the line as far as it comes at once, and
+    dropped: that it is long, slow or broken changes nothing.
+    """
 
     url: httpx.URL
     method: str = "GET"
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     body: bytes = b""
+    status_only: bool = False
 
     def __repr__(self) -> str:
         return f"Request({self.method} {self.url.host})"
@@ -332,7 +340,10 @@ class GuardedClient:
                 extensions={"timeout": {"connect": self._seconds / 2, "read": self._seconds}},
             ) as response:
                 headers = httpx.Headers(response.headers, encoding="latin-1")
-                body = await self._read(response, headers, url.host)
+                if request.status_only:
+                    body = await self._drop(response)
+                else:
+                    body = await self._read(response, headers, url.host)
                 return Reply(
                     url=url, method=request.method, status=response.status, headers=headers, body=body
                 )
@@ -360,6 +371,19 @@ class GuardedClient:
             headers["Content-Length"] = str(len(request.body))
         # Latin-1 is how received headers are read below, so cookies go back byte for byte.
         return [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+
+    async def _drop(self, response: httpcore.Response) -> bytes:
+        """Nothing. Who sends a short body sees it taken, and not a connection that breaks."""
+        left = _DROPPED_BYTES
+        with contextlib.suppress(
+            TimeoutError, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError
+        ):
+            async with asyncio.timeout(_DROPPED_SECONDS):
+                async for chunk in typing.cast("typing.AsyncIterable[bytes]", response.stream):
+                    left -= len(chunk)
+                    if left <= 0:
+                        break
+        return b""
 
     async def _read(self, response: httpcore.Response, headers: httpx.Headers, host: str) -> bytes:
         """The decompressed body. Each piece is inflated only as far as the limit allows: no bomb goes off."""

@@ -1,4 +1,4 @@
-"""``python -m tests.bench [streams|clients|logins|layers|order] ...``, or ``make bench ARGS="..."``; the method is in README.md."""
+"""``python -m tests.bench [streams|clients|tasks|logins|layers|order] ...``, or ``make bench ARGS="..."``; the method is in README.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PARTS = {
     "streams": "the streams, beside nchan, django-eventstream and a plain Channels consumer",
     "table": "the table of the latest streams once more (--markdown: as it stands in README.md)",
     "clients": "a thousand clients that come back at once over two processes, with and without client records",
+    "tasks": "a thousand short tasks beside django-q2 and huey, and one task that writes much, read by a hundred streams",
     "logins": "a login from its submission to the result on the stream and in Chromium",
     "layers": "the channel layers: what they lose and how late they are",
     "order": "the order of the log on PostgreSQL: the ways to keep it, and what they cost",
@@ -31,6 +32,7 @@ examples:
   make bench ARGS="streams --streams 1000 --runs 3"             the streams alone
   make bench ARGS="streams --streams 200 --runs 1 --only ours,nchan --modes paced,burst"
   make bench ARGS="clients --clients 200 --keys 10 --runs 1"
+  make bench ARGS="tasks --runs 1"
   make bench ARGS="logins --logins 20"
   make bench ARGS="layers --help"                               what a part takes
 """
@@ -57,7 +59,7 @@ def main() -> None:
         )
         parser.parse_args(words)
         measure_streams([])
-        for name in ("clients", "logins", "layers", "order"):
+        for name in ("clients", "tasks", "logins", "layers", "order"):
             run(name, [])
 
 
