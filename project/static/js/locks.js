@@ -32,6 +32,16 @@ export async function sit(urgent, lost) {
   return Boolean(seat);
 }
 
+/** A seat for one more stream of this tab, if there is a free one; false, or a function that gives it back. Whoever is turned to may take it. */
+export async function extraSeat(lost) {
+  if (!navigator.locks || performance.getEntriesByType("navigation")[0]?.nextHopProtocol !== "http/1.1") return () => {};
+  for (let number = 0; number < SEATS; number += 1) {
+    const free = await hold(`switchboard-seat-${number}`, { ifAvailable: true }, lost);
+    if (free) return free;
+  }
+  return false;
+}
+
 export function rise() {
   if (seat) seat();
   seat = null;
