@@ -2,8 +2,8 @@
 
 Everybody sees and acts on their own objects. Members of a common Django group are a team: they see each other's
 objects, and act on them with the permission ``connections.operate_managedauthconnection``, given to the group (for its members) or to the user.
-Running commands, and typing into those that run, needs ``connections.run_commands`` besides. Superusers see and do everything. A key may do what its owner may. A session token (hosted page) is bound
-to one connection and one flow, and nothing else exists for it.
+Running commands, and typing into those that run, needs ``connections.run_commands`` besides. Superusers see and do everything. A key may do
+what its owner may. A session token (hosted page) is bound to one connection and one flow, and nothing else exists for it.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ def of_request_user(
 ) -> Principal | None:
     """The principal of a session, or None when nobody is signed in."""
     return of_user(user, session_key=session_key) if user.is_authenticated else None
+
+
+def worker_name(principal: Principal, name: str) -> str:
+    """The name under which a program of this caller holds a task: nobody else can come with it. ``name`` is what the program calls itself."""
+    return f"{principal.key}/{name}"
 
 
 def is_page_of(principal: Principal, claimed: str | None) -> bool:

@@ -227,7 +227,11 @@ def _config(body: Json, owner_id: int) -> Json:
     return config
 
 
-def _owner_of(principal: Principal) -> int:
+def owner_of(principal: Principal) -> int:
+    """The user that what is made belongs to.
+
+    :raises ApiError: 401 for what belongs to no user.
+    """
     if principal.user_id is None:
         raise errors.unauthorized()
     return principal.user_id
@@ -251,7 +255,7 @@ class Connections(Operation):
 
     def _create(self) -> Response:
         body = self.parsed(inputs.ConnectionCreate)
-        owner_id = _owner_of(self.principal)
+        owner_id = owner_of(self.principal)
         row = transitions.create_connection(
             owner_id=owner_id,
             domain=body["domain"],
@@ -631,7 +635,7 @@ class Credentials(Operation):
     def _create(self) -> Response:
         body = self.parsed(inputs.CredentialCreate)
         row = registry.create_credential(
-            owner_id=_owner_of(self.principal), now=self.now, **_credential_fields(body)
+            owner_id=owner_of(self.principal), now=self.now, **_credential_fields(body)
         )
         return Response(_credential_answer(row, body, self.now), status=201)
 
@@ -736,7 +740,7 @@ class Profiles(Operation):
 
     def _create(self) -> Response:
         name = self.parsed(inputs.ProfileCreate).get("name")
-        row = registry.create_profile(owner_id=_owner_of(self.principal), name=name, now=self.now)
+        row = registry.create_profile(owner_id=owner_of(self.principal), name=name, now=self.now)
         return Response(payloads.profile(row), status=201)
 
     @operation(

@@ -1,13 +1,15 @@
-"""Addresses of the API. The two streams are routed before Django, in ``project/asgi.py``."""
+"""Addresses of the API. The streams are routed before Django, in ``project/asgi.py``."""
 
 from __future__ import annotations
 
 from django.urls import path, re_path
 
-from connections import api, client_api, task_api
+from connections import api, client_api, external_api, task_api
 
 _CONNECTION = "auth/connections/<str:connection_id>"
 _CLIENT = "api/clients/<str:cid>"
+_TASK = "api/tasks/<str:task_id>"
+_WORK = "api/work/<str:task_id>"
 
 urlpatterns = [
     path("auth/connections", api.Connections.as_view()),
@@ -27,8 +29,16 @@ urlpatterns = [
     path("profiles/<path:id_or_name>/download", api.ProfileDownload.as_view()),
     path("profiles/<path:id_or_name>", api.Profile.as_view()),
     path("api/tasks", task_api.Tasks.as_view()),
-    path("api/tasks/<str:task_id>", task_api.Task.as_view()),
-    path("api/tasks/<str:task_id>/input", task_api.TaskInput.as_view()),
+    path(_TASK, task_api.Task.as_view()),
+    path(f"{_TASK}/input", task_api.TaskInput.as_view()),
+    path(f"{_TASK}/kill", task_api.TaskKill.as_view()),
+    path(f"{_TASK}/output", task_api.TaskOutput.as_view()),
+    path(f"{_TASK}/redeliver-hook", task_api.TaskHook.as_view()),
+    path("api/work/claim", external_api.Claim.as_view()),
+    path(f"{_WORK}/heartbeat", external_api.Heartbeat.as_view()),
+    path(f"{_WORK}/output", external_api.Output.as_view()),
+    path(f"{_WORK}/status", external_api.Status.as_view()),
+    path(f"{_WORK}/release", external_api.Release.as_view()),
     path("api/clients", client_api.Clients.as_view()),
     path(_CLIENT, client_api.Client.as_view()),
     path(f"{_CLIENT}/probe", client_api.Probe.as_view()),

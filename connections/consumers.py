@@ -77,7 +77,7 @@ def caller(scope: Any, *, now: dt.datetime, again: bool = False) -> Principal:
     return principal
 
 
-def _credential(scope: Any) -> tuple[str, bytes]:
+def credential(scope: Any) -> tuple[str, bytes]:
     """Stands for what a request identifies itself with: two of the same are the same caller, at the same moment."""
     headers = headers_of(scope)
     shown = [headers.get("authorization", ""), headers.get("cookie", ""), _address_of(scope)]
@@ -161,7 +161,7 @@ class EventsConsumer(EventStreamConsumer):
 
     async def authorise(self, *, within: float = 0.0) -> Grant:
         # Made once: a thousand streams are checked again every few seconds.
-        self._key = self._key or _credential(self.scope)
+        self._key = self._key or credential(self.scope)
         again = self._grant is not None
         principal = await units.desk().look(
             lambda: caller(self.scope, now=timezone.now(), again=again),
@@ -313,7 +313,7 @@ class LiveConsumer(EventStreamConsumer):
 
     async def authorise(self, *, within: float = 0.0) -> Grant:
         headers = headers_of(self.scope)
-        key = ("session", *_credential(self.scope))
+        key = ("session", *credential(self.scope))
         principal = await units.desk().look(lambda: session_principal(headers), key=key, within=within)
         if principal is None or not is_page_of(principal, headers.get("x-page-user")):
             raise Refused(401, "unauthorized", "Sign in to see the dashboard.")

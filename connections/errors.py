@@ -24,7 +24,18 @@ from django.template.loader import render_to_string
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from connections import access, handoff, payloads, registry, task_inputs, tasks, transitions
+from connections import (
+    access,
+    commands,
+    handoff,
+    hooks,
+    outputs,
+    payloads,
+    registry,
+    task_inputs,
+    tasks,
+    transitions,
+)
 from events import clients
 
 logger = logging.getLogger(__name__)
@@ -35,7 +46,7 @@ API_PATH = re.compile(r"^/(auth|credentials|profiles|api)(/|$)")
 #: Kernel's SDKs repeat 409 by themselves; an answer that was meant must not be asked for three times.
 NO_RETRY = {"x-should-retry": "false"}
 BEARER = {"WWW-Authenticate": "Bearer"}
-#: When to send a line again to a task whose queue is full: it may be waiting for a person, so not at once.
+#: When to send a line again to a task whose queue is full, or to ask again for room for a command: somebody else has to end first, so not at once.
 QUEUE_RETRY_SECONDS = 5
 
 Detail = dict[str, str]
@@ -177,12 +188,32 @@ def _of_domain(error: BaseException) -> ApiError | None:
             message = f"This task is over: it is {error.present}."
             return ApiError(409, "task_over", message, extra={"status": error.present})
         case task_inputs.TakesNoInput():
-            return ApiError(409, "takes_no_input", "A task of this kind takes no lines.")
+            return ApiError(409, "takes_no_input", "A task of this kind takes no input.")
         case task_inputs.MessageConflict():
-            return ApiError(409, "idempotency_conflict", "This message id was used for another text.")
+            return ApiError(409, "idempotency_conflict", "This message id was used for something else.")
         case task_inputs.InputQueueFull():
             message = f"{error} Nothing was accepted. Please try again later."
             return ApiError(429, "queue_full", message, headers={"Retry-After": str(QUEUE_RETRY_SECONDS)})
+        case tasks.NotOver():
+            message = f"This task has not ended: it is {error.present}. Kill it first."
+            return ApiError(409, "task_running", message, extra={"status": error.present})
+        case tasks.NoCapacity():
+            figures = {"limit": error.limit, "running": error.running, "queued": error.queued}
+            headers = {"Retry-After": str(QUEUE_RETRY_SECONDS)}
+            return ApiError(429, "no_capacity", str(error), headers=headers, extra=figures)
+        case tasks.LeaseLost():
+            return ApiError(409, "lease_lost", "Somebody else holds this task by now, or nobody does.")
+        case outputs.Gap():
+            message = f"The output ends at {error.end}, before this piece."
+            return ApiError(409, "gap", message, extra={"end": error.end})
+        case commands.NotAllowed():
+            return ApiError(403, "commands_forbidden", str(error))
+        case commands.InvalidCommand():
+            return invalid_request([{"code": "invalid", "message": f"{error.field}: {error}"}])
+        case hooks.NoHook():
+            return ApiError(
+                409, "no_hook", "There is no report to send: the task has no hook, or has not ended."
+            )
         case clients.Unknown():
             message = "This connection id is not known here. Connect again."
             return ApiError(409, "connection_unknown", message)

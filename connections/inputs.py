@@ -24,6 +24,8 @@ from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 
 from connections.errors import ApiError, Detail, flatten, invalid_request, too_large
+from connections.states import TaskKind, TaskStatus, is_external
+from connections.terminal.keys import KEYS
 from events import clients
 
 Json = dict[str, Any]
@@ -141,6 +143,10 @@ class AlwaysJSON(BaseContentNegotiation):
         return renderers[0], renderers[0].media_type
 
 
+#: Of the database's own type for it.
+MAX_ATTEMPT = 32_767
+
+
 # ── Query parameters ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -184,6 +190,128 @@ def text_of(query: Mapping[str, str], name: str) -> str:
     if not storable(text) or len(text) > 2000:
         raise invalid_request([{"code": "invalid", "message": f"{name}: This cannot be searched for."}])
     return text
+
+
+def wrong_parameter(name: str, message: str, *, code: str = "invalid") -> ApiError:
+    """400 for a parameter of the query."""
+    return invalid_request([{"code": code, "message": f"{name}: {message}"}])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskQuery:
+    """Which tasks are asked for; empty: all."""
+
+    statuses: frozenset[str]
+    kind: str
+    text: str
+    label: str
+    parent_id: str
+    connection_id: str
+
+
+def task_query(query: Mapping[str, str]) -> TaskQuery:
+    """The parameters of a list of tasks.
+
+    :raises ApiError: 400.
+    """
+    statuses = frozenset(filter(None, text_of(query, "status").split(",")))
+    if not statuses <= set(TaskStatus.values):
+        known = ", ".join(TaskStatus.values)
+        raise wrong_parameter("status", f"Use one of {known}, or several with commas.", code="invalid_choice")
+    return TaskQuery(
+        statuses=statuses,
+        kind=text_of(query, "kind"),
+        text=text_of(query, "q").strip(),
+        label=text_of(query, "label"),
+        parent_id=text_of(query, "parent_id"),
+        connection_id=text_of(query, "connection_id"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputPlace:
+    """From where an output is wanted: an offset, so many bytes before the end, or the end. ``strip``: as text, without escape sequences."""
+
+    offset: int = 0
+    tail: int | None = None
+    live: bool = False
+    strip: bool = False
+
+    def begin(self, end: int) -> int:
+        """The offset to begin at.
+
+        :raises ApiError: 400 when it is beyond the end.
+        """
+        if self.live:
+            return end
+        if self.tail is not None:
+            return max(0, end - self.tail)
+        if self.offset > end:
+            raise beyond_the_end(end)
+        return self.offset
+
+
+def beyond_the_end(end: int) -> ApiError:
+    return ApiError(400, "invalid_offset", f"The output ends at {end}.")
+
+
+def output_place(query: Mapping[str, str]) -> OutputPlace:
+    """``from`` (an offset, ``start`` or ``live``), ``tail`` (bytes) and ``ansi`` (``strip`` or ``keep``).
+
+    :raises ApiError: 400.
+    """
+    given, tail, ansi = query.get("from", ""), query.get("tail", ""), query.get("ansi", "")
+    if ansi not in ("", "strip", "keep"):
+        raise wrong_parameter("ansi", "Use strip or keep.", code="invalid_choice")
+    if given and tail:
+        raise wrong_parameter("tail", "Either from or tail.")
+    strip = ansi == "strip"
+    if tail:
+        return OutputPlace(tail=_offset("tail", tail), strip=strip)
+    if given == "live":
+        return OutputPlace(live=True, strip=strip)
+    return OutputPlace(offset=0 if given in ("", "start") else _offset("from", given), strip=strip)
+
+
+def _offset(name: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise wrong_parameter(
+            name, "Use an offset, start or live." if name == "from" else "A number of bytes is required."
+        )
+    return int(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The program that holds a task. ``at``: where it believes the output to end."""
+
+    worker: str
+    attempt: int
+    at: int | None
+
+
+def holder_of(query: Mapping[str, str]) -> Holder:
+    """The program that holds a task, where it says so in the query.
+
+    :raises ApiError: 400.
+    """
+    worker, at = text_of(query, "worker"), query.get("at", "")
+    attempt = _integer(query, "attempt", 0)
+    if not worker or not 1 <= attempt <= MAX_ATTEMPT:
+        raise wrong_parameter("attempt" if worker else "worker", "This is required.", code="required")
+    return Holder(worker=worker, attempt=attempt, at=_offset("at", at) if at else None)
+
+
+#: What one answer of an output has at most.
+MAX_OUTPUT = 16 << 20
+
+
+def output_limit(query: Mapping[str, str]) -> int:
+    """``limit``, in bytes; more than :data:`MAX_OUTPUT` is clamped.
+
+    :raises ApiError: 400.
+    """
+    return min(max(_integer(query, "limit", MAX_OUTPUT), 1), MAX_OUTPUT)
 
 
 # ── Hosts, URLs, secrets ──────────────────────────────────────────────────────────────────────────────────────────
@@ -602,11 +730,235 @@ class Line(Text):
         return text
 
 
-class TaskInput(Closed):
-    """A line for a task. ``client_message_id`` is for clients that cannot set the header Idempotency-Key."""
+#: Rows or columns of a terminal at most.
+MAX_SIDE = 2000
 
-    text = Line()
+
+class TaskInput(Closed):
+    """What is sent to a task: a text (``submit`` false: without Enter behind it), keys, or a new size of its terminal; one of these.
+    ``client_message_id`` is for clients that cannot set the header Idempotency-Key."""
+
+    text = Line(required=False)
+    submit = Flag(required=False)
+    keys = serializers.ListField(child=OneOf(sorted(KEYS)), required=False, min_length=1, max_length=MAX_KEYS)
+    rows = Whole(required=False, min_value=1, max_value=MAX_SIDE)
+    cols = Whole(required=False, min_value=1, max_value=MAX_SIDE)
     client_message_id = Text(required=False, max_length=255)
+
+    def validate(self, attrs: Json) -> Json:
+        given = set(attrs) - {"client_message_id"}
+        if given not in ({"text"}, {"text", "submit"}, {"keys"}, {"rows", "cols"}):
+            raise serializers.ValidationError("Send a text, keys, or rows and cols.")
+        return attrs
+
+
+MAX_LABELS = 20
+MAX_ARGUMENTS = 1000
+MAX_ARGUMENT = 131_072
+MAX_SECONDS = 30 * 86_400
+_LABEL_OF_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,39}", re.ASCII)
+_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,47}", re.ASCII)
+_HOOK_SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+={0,2})", re.ASCII)
+
+
+class Labels(serializers.ListField):
+    """Short ASCII words, each once, in the order given."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(child=Text(), **kwargs)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, list) and len(data) > MAX_LABELS:
+            raise serializers.ValidationError(f"It may have at most {MAX_LABELS} entries.")
+        labels = list(dict.fromkeys(super().to_internal_value(data)))
+        if not all(_LABEL_OF_TASK.fullmatch(label) for label in labels):
+            raise serializers.ValidationError("A label has 1 to 40 of A-Z a-z 0-9 _ . : / @ -.")
+        return labels
+
+
+class Arguments(serializers.ListField):
+    """A program and its arguments: strings of any characters, and no line for a shell."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(child=Text(allow_blank=True, max_length=MAX_ARGUMENT), **kwargs)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, list) and len(data) > MAX_ARGUMENTS:
+            raise serializers.ValidationError(f"It may have at most {MAX_ARGUMENTS} entries.")
+        return list(super().to_internal_value(data))
+
+
+class AnyJson(serializers.JSONField):
+    """Any JSON, of bounded size."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if len(json.dumps(data)) > MAX_ECHOED:
+            raise serializers.ValidationError(f"It may have at most {MAX_ECHOED} characters as JSON.")
+        return data
+
+
+class HookSecret(Text):
+    """A secret as Standard Webhooks writes it: ``whsec_`` and the base64 of 24 to 64 bytes."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        found = _HOOK_SECRET.fullmatch(text)
+        try:
+            size = len(base64.b64decode(found[1], validate=True)) if found else 0
+        except binascii.Error:
+            size = 0
+        if not 24 <= size <= 64:
+            raise serializers.ValidationError("Use whsec_ and the base64 of 24 to 64 bytes.")
+        return text
+
+
+class TaskUpdate(Closed):
+    """Only what is sent changes."""
+
+    title = Text(required=False, max_length=200, trim_whitespace=True)
+    labels = Labels(required=False)
+
+
+class TaskCreate(Closed):
+    """A command (``argv`` or ``template``), or a task of somebody's own kind (``payload``). Without ``hook_secret`` one is made up, and answered once."""
+
+    kind = Text(max_length=40)
+    argv = Arguments(required=False)
+    template = Text(required=False, max_length=100)
+    cwd = Text(required=False, max_length=4096)
+    rows = Whole(required=False, min_value=1, max_value=MAX_SIDE)
+    cols = Whole(required=False, min_value=1, max_value=MAX_SIDE)
+    payload = AnyJson(required=False, allow_null=True)
+    title = Text(required=False, max_length=200, trim_whitespace=True)
+    labels = Labels(required=False)
+    parent_id = Text(required=False, max_length=80)
+    timeout_seconds = Whole(required=False, min_value=1, max_value=MAX_SECONDS)
+    hook_url = Url(required=False)
+    hook_secret = HookSecret(required=False)
+
+    def validate_kind(self, kind: str) -> str:
+        if kind != TaskKind.COMMAND and not is_external(kind):
+            ours = kind in TaskKind.values
+            raise serializers.ValidationError(
+                "Tasks of this kind are made by what they belong to."
+                if ours
+                else "Use command, or a name of your own: 2 to 40 of a-z 0-9 _ . -, a letter first."
+            )
+        return kind
+
+    def validate(self, attrs: Json) -> Json:
+        command = attrs["kind"] == TaskKind.COMMAND
+        foreign = {"payload"} if command else {"argv", "template", "cwd", "rows", "cols"}
+        wrong = {key: ["A task of this kind has none."] for key in sorted(foreign & set(attrs))}
+        if not attrs.get("hook_url") and "hook_secret" in attrs:
+            wrong["hook_secret"] = ["This requires hook_url."]
+        if wrong:
+            raise serializers.ValidationError(wrong)
+        return attrs
+
+
+class Kill(Closed):
+    """Why, in words."""
+
+    reason = Text(required=False, max_length=500, allow_blank=True)
+
+
+# ── Programs that work ──
+
+#: For how long a program holds a task without a sign of life: seconds.
+MIN_LEASE, MAX_LEASE, DEFAULT_LEASE = 5, 3600, 30
+
+
+class WorkerName(Text):
+    """What a program calls itself, so that several of one key are told apart."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if not _WORKER.fullmatch(text):
+            raise serializers.ValidationError("Use 1 to 48 of A-Z a-z 0-9 _ . : @ -.")
+        return text
+
+
+class Lease(Whole):
+    """How long a task is held without a sign of life, in seconds."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(required=False, min_value=MIN_LEASE, max_value=MAX_LEASE, **kwargs)
+
+
+class WorkClaim(Closed):
+    """Which kinds a program takes, and what it calls itself."""
+
+    kinds = serializers.ListField(child=Text(max_length=40), min_length=1, max_length=20)
+    worker = WorkerName()
+    lease_seconds = Lease()
+
+    def validate_kinds(self, kinds: list[str]) -> list[str]:
+        if not all(is_external(kind) for kind in kinds):
+            raise serializers.ValidationError("Only kinds of your own can be taken.")
+        return kinds
+
+
+class _Held(Closed):
+    worker = WorkerName()
+    attempt = Whole(min_value=1, max_value=MAX_ATTEMPT)
+
+
+class WorkHeartbeat(_Held):
+    """A sign of life. ``inputs_taken``: every input up to this number has arrived, and is erased."""
+
+    lease_seconds = Lease()
+    inputs_taken = Whole(required=False, min_value=0, max_value=2**31 - 1)
+
+
+class WorkRelease(_Held):
+    """Back to the queue."""
+
+
+class WorkReply(Closed):
+    """A quick reply: a ``text`` to send, or ``keys`` to press."""
+
+    label = Text(max_length=80)  # type: ignore[assignment]
+    text = Text(required=False, max_length=500, allow_blank=True)
+    keys = serializers.ListField(child=OneOf(sorted(KEYS)), required=False, min_length=1, max_length=MAX_KEYS)
+
+    def validate(self, attrs: Json) -> Json:
+        if ("text" in attrs) == ("keys" in attrs):
+            raise serializers.ValidationError("Use either text or keys.")
+        return attrs
+
+
+class WorkPrompt(Closed):
+    """What the program wants to know. ``password``: nobody sees what is typed, and no page keeps it."""
+
+    kind = OneOf(["text", "yes_no", "menu", "password"], required=False)
+    text = Text(max_length=500)
+    replies = WorkReply(many=True, required=False, max_length=20)  # type: ignore[call-arg]
+
+
+class WorkStatus(_Held):
+    """What the program is doing now, or how it ended. ``prompt`` belongs to waiting, the members about the end to the end."""
+
+    status = OneOf(["running", "waiting_for_input", "completed", "failed"])
+    prompt = WorkPrompt(required=False)
+    exit_code = Whole(required=False, min_value=-(2**31), max_value=2**31 - 1)
+    error_code = Text(required=False, max_length=40)
+    error = Text(required=False, max_length=500)
+
+    def validate(self, attrs: Json) -> Json:
+        allowed = {
+            "running": set(),
+            "waiting_for_input": {"prompt"},
+            "completed": {"exit_code"},
+            "failed": {"exit_code", "error", "error_code"},
+        }[attrs["status"]]
+        extra = set(attrs) - {"worker", "attempt", "status"} - allowed
+        wrong = {key: ["This does not belong to this status."] for key in sorted(extra)}
+        if attrs["status"] == "waiting_for_input" and "prompt" not in attrs:
+            wrong["prompt"] = ["This field is required."]
+        if wrong:
+            raise serializers.ValidationError(wrong)
+        return attrs
 
 
 #: Epochs and cursors are numbers of the database.

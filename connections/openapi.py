@@ -14,11 +14,20 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSe
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent, resolve_type_hint
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 
 from connections import inputs, payloads
-from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskKind, TaskStatus
+from connections.states import (
+    ConnectionStatus,
+    FlowStatus,
+    FlowStep,
+    FlowType,
+    HookState,
+    InputKind,
+    TaskStatus,
+)
 from events.states import ClientState
 
 Json = dict[str, Any]
@@ -50,6 +59,10 @@ class ErrorShape(_ErrorBase, total=False):
     answered_by: str
     answered_at: str
     claim: PresentClaimShape
+    limit: int
+    running: int
+    queued: int
+    end: int
 
 
 class ProbedShape(TypedDict):
@@ -68,6 +81,32 @@ class ReceiptShape(TypedDict):
     accepted: bool
     client_message_id: str
     task_id: str
+
+
+class ClaimedShape(TypedDict):
+    """A task to do. ``worker`` and ``attempt`` go with everything that is said of it from now on."""
+
+    task: payloads.TaskShape
+    attempt: int
+    worker: str
+    lease_expires_at: str
+
+
+class HeldShape(TypedDict):
+    """What a program that holds a task needs to know."""
+
+    lease_expires_at: str
+    status: str
+    kill_requested: bool
+    inputs_waiting: int
+
+
+class WrittenShape(TypedDict):
+    """``end``: bytes that are kept; ``dropped``: bytes beyond the limit; ``next``: both together, where the next piece begins (``at``)."""
+
+    end: int
+    dropped: int
+    next: int
 
 
 class ExchangeShape(TypedDict):
@@ -111,7 +150,10 @@ _ENUMS: dict[tuple[type, str], type] = {
     (payloads.ManagedAuthShape, "flow_type"): FlowType,
     (payloads.LoginShape, "flow_type"): FlowType,
     (payloads.TaskShape, "status"): TaskStatus,
-    (payloads.TaskShape, "kind"): TaskKind,
+    (payloads.TaskCreatedShape, "status"): TaskStatus,
+    (payloads.TaskDetailShape, "status"): TaskStatus,
+    (payloads.TaskInputShape, "kind"): InputKind,
+    (payloads.HookShape, "state"): HookState,
     (payloads.ClientShape, "state"): ClientState,
 }
 
@@ -261,11 +303,14 @@ def operation(
     browser: bool = False,
     paged: bool = False,
     public: bool = False,
+    nothing: str = "",
+    raw: bool = False,
 ) -> Any:
     """The description of one operation. 401 (unless ``public``) and what every body can get wrong are added.
 
     ``post``: it honours Idempotency-Key. ``acts``: it changes something, and says for which client (so does every ``post``);
-    ``browser``: for the session of the dashboard as well. ``form``: the body is taken as a form, too.
+    ``browser``: for the session of the dashboard as well. ``form``: the body is taken as a form, too. ``nothing``: when 204 is answered instead.
+    ``raw``: the body is bytes.
     """
     wrong = set(errors) | (set() if public else {401})
     if takes is not None:
@@ -286,6 +331,11 @@ def operation(
     responses: dict[int, Any] = {
         success: OpenApiResponse(answer, description="Done." if answer is None else "")
     }
+    if nothing:
+        responses[204] = OpenApiResponse(None, description=nothing)
+    body: Any = takes if form is None else {"application/json": takes, FORM: form}
+    if raw:
+        body = {"application/octet-stream": OpenApiTypes.BINARY}
     for status in sorted(wrong):
         text = f"{_ERRORS[403]} {_CSRF}" if status == 403 and acts and browser else _ERRORS[status]
         responses[status] = OpenApiResponse(shape(ErrorShape), description=text)
@@ -294,7 +344,7 @@ def operation(
         operation_id=name,
         summary=summary,
         tags=[tag],
-        request=takes if form is None else {"application/json": takes, FORM: form},
+        request=body,
         responses=responses,
         parameters=parameters,
         **extra,
@@ -309,8 +359,9 @@ def _stream(
     errors: tuple[int, ...],
     *,
     clients: bool = False,
+    browser: bool = False,
 ) -> Json:
-    """``clients``: pages of the dashboard follow it as well, and one page can lose its stream to another."""
+    """``browser``: pages of the dashboard follow it as well; ``clients``: and one page can lose its stream to another."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     described = {**_ERRORS, 503: "The process is full or stopping; Retry-After says when to come again."}
     return {
@@ -319,7 +370,7 @@ def _stream(
             "summary": summary,
             "tags": [tag],
             "parameters": parameters,
-            "security": [{"bearer": []}, *([{"session": []}] if clients else [])],
+            "security": [{"bearer": []}, *([{"session": []}] if clients or browser else [])],
             "responses": {
                 "200": {
                     "description": "Server-sent events, UTF-8, until the end of the stream.",
@@ -378,6 +429,69 @@ STREAMS: Json = {
         (400, 401, 429, 503),
         clients=True,
     ),
+    "/api/tasks/{task_id}/output": _stream(
+        "readTaskOutput",
+        "What a task wrote: in one piece, or as a stream that goes on until the task has ended.",
+        "tasks",
+        [
+            _parameter("task_id", "path", "The task."),
+            _parameter("from", "query", "An offset in bytes, start (the default) or live (the present end)."),
+            _parameter("tail", "query", "So many bytes before the present end, instead of from."),
+            _parameter(
+                "ansi",
+                "query",
+                "keep (the default): every byte as it was written. strip: as text without escape sequences; what is no UTF-8 becomes U+FFFD. The ids of a "
+                "stripped stream, and X-Output-End, lie between two sequences, so going on there gives the same text; an offset of your own may lie inside "
+                "one, and its rest is text then.",
+            ),
+            _parameter("limit", "query", "Bytes in one piece; 16777216 at most. Not for the stream."),
+            _parameter(
+                "stream",
+                "query",
+                "1: as a stream, as with Accept: text/event-stream. Frames: ready, output (id: the offset after it; data: {data: base64}, or {text} when "
+                "stripped), cut (the limit was reached), heartbeat, end.",
+            ),
+            _parameter("Last-Event-ID", "header", "Where the stream goes on, and wins over from and tail."),
+        ],
+        (400, 401, 404, 429, 503),
+        browser=True,
+    ),
+    "/api/work/{task_id}/inputs": _stream(
+        "followWorkInputs",
+        "What is sent to a task, for the program that holds it: input (id: its number), kill, end.",
+        "work",
+        [
+            _parameter("task_id", "path", "The task."),
+            _parameter("worker", "query", "What the program calls itself."),
+            _parameter("attempt", "query", "The attempt that it was given."),
+            _parameter(
+                "Last-Event-ID",
+                "header",
+                "The number of the last input that has arrived. Without it everything comes that was not reported as taken.",
+            ),
+        ],
+        (400, 401, 403, 404, 409, 429, 503),
+    ),
+}
+_PIECE = {
+    name: {"schema": {"type": "string"}, "description": text}
+    for name, text in {
+        "X-Output-Start": "Where the piece begins.",
+        "X-Output-End": "Where it ends, and the next begins.",
+        "X-Output-Size": "How much is kept at present.",
+        "X-Output-Dropped": "How many bytes came beyond the limit, and are not kept.",
+        "X-Task-Status": "The status of the task.",
+    }.items()
+}
+_BYTES: Json = {"schema": {"type": "string", "format": "binary"}}
+STREAMS["/api/tasks/{task_id}/output"]["get"]["responses"]["200"] |= {
+    "description": "Every byte, or the text; or server-sent events, UTF-8, until the end of the stream.",
+    "headers": _PIECE,
+    "content": {
+        "application/octet-stream": _BYTES,
+        "text/plain": {"schema": {"type": "string"}},
+        "text/event-stream": {"schema": {"type": "string"}},
+    },
 }
 
 

@@ -256,6 +256,12 @@ class TaskShape(TypedDict):
     version: int
 
 
+class TaskCreatedShape(TaskShape, total=False):
+    """A new task. ``hook_secret`` signs what is sent to its hook: made up here, and told this once."""
+
+    hook_secret: str
+
+
 class TaskInputShape(TypedDict):
     number: int
     kind: str

@@ -8,12 +8,10 @@ from typing import Any
 
 from django import forms
 from django.conf import settings
+from rest_framework.exceptions import ValidationError
 
 from connections import commands, hooks, inputs
 from connections.models import Task
-
-MAX_LABELS = 20
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{0,49}")
 
 WORDS, LINES = "words", "lines"
 READINGS = [
@@ -43,12 +41,10 @@ def read_labels(text: str) -> list[str]:
 
     :raises ValueError: with a sentence.
     """
-    found = list(dict.fromkeys(part for part in re.split(r"[,\s]+", text) if part))
-    if any(_LABEL.fullmatch(label) is None for label in found):
-        raise ValueError("A label has 1 to 50 characters: letters, digits and _ . : / @ + -")
-    if len(found) > MAX_LABELS:
-        raise ValueError(f"At most {MAX_LABELS} labels.")
-    return found
+    try:
+        return inputs.Labels().run_validation([part for part in re.split(r"[,\s]+", text) if part])
+    except ValidationError as error:
+        raise ValueError(" ".join(str(each) for each in error.detail)) from None
 
 
 def _checked(read: Any, *args: Any) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.db.models import Q, QuerySet
-from django.http import HttpResponse
+from django.db.models import QuerySet
+from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect
 
 from connections import (
@@ -21,9 +21,11 @@ from connections import (
     hooks,
     inputs,
     outputs,
+    task_api,
     task_forms,
     task_inputs,
     task_picture,
+    task_streams,
     tasks,
     transitions,
 )
@@ -32,7 +34,6 @@ from connections.errors import ApiError
 from connections.models import Task
 from connections.states import InputKind, TaskKind, TaskStatus
 from connections.terminal.ansi import plain
-from connections.terminal.keys import KEYS
 from connections.views import PER_PAGE, Done, Visit, message_id_of, notice, once, page, query_without
 
 #: Why something that was sent to a task is not accepted.
@@ -68,17 +69,11 @@ def task_list(visit: Visit) -> HttpResponse:
     q, status, kind, label, owner = (visit.param(name) for name in ("q", "status", "kind", "label", "owner"))
     rows: QuerySet[Task] = Task.objects.visible_to(visit.principal).select_related("owner")
     owners = sorted(set(rows.order_by().values_list("owner__username", flat=True).distinct()))
-    if q:
-        # What is searched in the arguments is their text as it is kept.
-        rows = rows.filter(Q(id__icontains=q) | Q(title__icontains=q) | Q(spec__argv__icontains=q))
-    if status == "open":
-        rows = rows.filter(task_picture.OPEN)
-    elif status in TaskStatus.values:
-        rows = rows.filter(status=status)
-    if kind:
-        rows = rows.filter(kind=kind)
-    if label:
-        rows = task_picture.with_label(rows, label)
+    statuses = task_picture.OPEN if status == "open" else {status} & set(TaskStatus.values)
+    wanted = inputs.TaskQuery(
+        statuses=frozenset(statuses), kind=kind, text=q, label=label, parent_id="", connection_id=""
+    )
+    rows = task_api.found(rows, wanted)
     if owner:
         rows = rows.filter(owner__username=owner)
     shown = Paginator(rows.order_by("-created_at", "-id"), PER_PAGE).get_page(visit.request.GET.get("page"))
@@ -272,24 +267,17 @@ def _overwritten(text: str) -> str:
 
 
 @page("GET")
-def task_download(visit: Visit, task_id: str) -> HttpResponse:
-    """All of the output, byte for byte."""
+def task_download(visit: Visit, task_id: str) -> StreamingHttpResponse:
+    """All of the output as it is now, byte for byte."""
     row = _visible(visit, task_id)
-    return HttpResponse(
-        b"".join(_pieces(row.id, row.output_bytes)),
+    return StreamingHttpResponse(
+        task_streams.whole(row.id, row.output_bytes),
         content_type="application/octet-stream",
-        headers={"Content-Disposition": f'attachment; filename="{row.id}.log"'},
+        headers={
+            "Content-Disposition": f'attachment; filename="{row.id}.log"',
+            "Content-Length": str(row.output_bytes),
+        },
     )
-
-
-def _pieces(task_id: str, end: int) -> Iterator[bytes]:
-    at = 0
-    while at < end:
-        piece = outputs.read(task_id, at, min(outputs.PIECE_BYTES, end - at))
-        if not piece:
-            return
-        yield piece
-        at += len(piece)
 
 
 # ── Acting on a task ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -318,9 +306,10 @@ def _back(visit: Visit, task_id: str) -> str:
 @page("POST")
 def task_input(visit: Visit, task_id: str) -> HttpResponse:
     """A line or keys, from a form of a browser that runs no script. With script they go to the API."""
-    row = _operable(visit, task_id)
-    if row.kind == TaskKind.COMMAND and not task_picture.may_type(visit.principal, row):
-        raise Forbidden
+    try:
+        row = task_api.typeable(visit.principal, task_id)
+    except commands.NotAllowed:
+        raise Forbidden(task_id) from None
     sent = visit.request.POST
     message_id = message_id_of(visit) or str(uuid.uuid4())
     # A form without the box for it types with Enter.
@@ -328,12 +317,13 @@ def task_input(visit: Visit, task_id: str) -> HttpResponse:
 
     def act() -> Done:
         try:
-            if "keys" in sent:
-                kind, content = InputKind.KEYS, _keys_of(sent["keys"])
+            kind = InputKind.KEYS if "keys" in sent else InputKind.TEXT
+            if kind == InputKind.KEYS:
+                body: dict[str, Any] = {"keys": sent["keys"].split(",")}
             else:
                 # Forms are sent with the line ends of the web's first days.
-                text = sent.get("text", "").replace("\r\n", "\n")
-                kind, content = InputKind.TEXT, inputs.checked(inputs.TaskInput, {"text": text})["text"]
+                body = {"text": sent.get("text", "").replace("\r\n", "\n")}
+            content = inputs.checked(inputs.TaskInput, body)[kind.value]
             task_inputs.add_input(
                 task_id=row.id,
                 kind=kind,
@@ -351,13 +341,6 @@ def task_input(visit: Visit, task_id: str) -> HttpResponse:
         )
 
     return _acted(visit, row.id, act)
-
-
-def _keys_of(text: str) -> list[str]:
-    names = text.split(",")[:20]
-    if any(name not in KEYS for name in names):
-        raise errors.invalid_request([{"code": "invalid_choice", "message": "keys: There is no such key."}])
-    return names
 
 
 @page("POST")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Q, QuerySet, TextField
-from django.db.models.functions import Cast
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from connections.access import Principal
@@ -260,13 +258,7 @@ def picture(task: Task) -> TaskPicture:
 # ── Which tasks ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 #: What ``?status=open`` finds.
-OPEN = ~Q(status__in=sorted(TASK_END))
-
-
-def with_label(rows: QuerySet[Task], label: str) -> QuerySet[Task]:
-    """Those that carry this label. Compared as text: SQLite cannot look into a list."""
-    text = rows.annotate(labels_text=Cast("labels", TextField()))
-    return text.filter(labels_text__contains=json.dumps(label))
+OPEN = frozenset(TaskStatus) - TASK_END
 
 
 def waiting_for(principal: Principal) -> QuerySet[Task]:
@@ -280,7 +272,7 @@ def counts(principal: Principal) -> dict[str, int]:
     """``waiting``: those of :func:`waiting_for`; ``open``: what ``?status=open`` finds."""
     return {
         "waiting": waiting_for(principal).count(),
-        "open": Task.objects.visible_to(principal).filter(OPEN).count(),
+        "open": Task.objects.visible_to(principal).filter(status__in=OPEN).count(),
     }
 
 

@@ -281,6 +281,24 @@ def lock_held(hold: Hold) -> Task:
     return row
 
 
+def held(*, task_id: str, worker: str, attempt: int) -> Hold:
+    """The hold of a program that says who it is and which attempt this is.
+
+    :raises LeaseLost: it is not the present one.
+    """
+    row = Task.objects.filter(pk=task_id, leased_by=worker, attempts=attempt, status__in=TASK_HELD).first()
+    if row is None:
+        raise LeaseLost(task_id)
+    return Hold(
+        task_id=row.id,
+        worker=worker,
+        attempt=attempt,
+        kind=row.kind,
+        flow_id=row.flow_id,
+        connection_id=row.connection_id,
+    )
+
+
 def wait_for_input(
     row: Task, *, actor: str, now: dt.datetime, prompt: Mapping[str, Any] | None = None
 ) -> None:
@@ -328,6 +346,22 @@ def requeue(row: Task, *, actor: str, now: dt.datetime) -> None:
     """Back to the queue: its worker stopped or died. ``row`` is locked by the caller."""
     row.prompt = None
     _move(row, TaskStatus.QUEUED, actor=actor, now=now)
+
+
+def release(*, hold: Hold, now: dt.datetime) -> Task:
+    """Given up by its holder, for somebody else to take; one that is to be killed is killed.
+
+    The number of the attempt stays: who held it under this number does not any more.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    with transaction.atomic():
+        row = lock_held(hold)
+        if row.kill_requested_at is not None:
+            finish(row, TaskStatus.KILLED, actor=hold.worker, now=now)
+        else:
+            requeue(row, actor=hold.worker, now=now)
+        return row
 
 
 def request_kill(row: Task, *, actor: str, reason: str, now: dt.datetime) -> None:

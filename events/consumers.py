@@ -210,13 +210,17 @@ class EventStreamConsumer(AsyncHttpConsumer):
     control_frames: ClassVar[bool] = True
     #: Whether the frame of an event is the envelope's own, the same for all: then it need not pass ``encode``.
     plain_frames: ClassVar[bool] = False
+    #: Whether it carries something besides events, which ``more`` gives.
+    has_more: ClassVar[bool] = False
     extra_headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
     _serial = itertools.count(1)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Set by a subclass when what it streams has come to its own end: the server closes after that frame.
+        #: Set by a subclass when what it streams has come to its own end: the server closes after that frame, and the last one, where it says more
+        #: than the usual ``end``.
         self.finished = False
+        self.farewell: bytes | None = None
         #: Set from outside: the stream ends in order, at its next step.
         self.over: Over | None = None
         #: Control frames from outside, written between two events.
@@ -240,6 +244,17 @@ class EventStreamConsumer(AsyncHttpConsumer):
     async def encode(self, batch: Sequence[Envelope], grant: Grant) -> bytes:
         """The events as bytes; empty for nothing."""
         return b"".join([envelope.frame for envelope in batch])
+
+    async def more(self) -> bytes | None:
+        """The next of what it carries besides events; None when there is nothing now (``call_attention`` when there is). Asked for when everything
+        before it was written, so a reader that takes nothing costs one piece."""
+        return None
+
+    def marker(self, item: Ready | Reset) -> bytes:
+        """How it says where it is in the log."""
+        if isinstance(item, Ready):
+            return sse.frame("ready", {"cursor": item.cursor}, retry_ms=random.randint(1000, 3000))
+        return sse.frame("reset", {"reason": item.reason, "cursor": item.cursor})
 
     def heartbeat(self) -> bytes:
         return sse.frame("heartbeat", {"server_time": now_text()})
@@ -487,11 +502,11 @@ class Course:
                 self._hand.append(self._stream.notes.pop(0))
                 continue
             if self._stream.finished:
-                raise Over("completed", reconnect=False)
+                raise Over("completed", reconnect=False, frame=self._stream.farewell)
             if time.monotonic() >= self.silent_since + self._beat:
                 self._hand.append(self._stream.heartbeat())
                 continue
-            if not await self._read(follower):
+            if not await self._read(follower) and not await self._read_more():
                 if self._stream.plain_frames and self._wire is not None and self.subscription.idle:
                     self.subscription.sink = self._wire.write
                 await attention.wait()
@@ -508,7 +523,7 @@ class Course:
             and sum(map(len, self._hand)) < PORTION_BYTES
             and self._large is None
             and not self._stream.finished
-            and await self._read(follower)
+            and (await self._read(follower) or await self._read_more())
         ):
             pass
         first = b""
@@ -578,6 +593,15 @@ class Course:
             self._hand.append(chunk)
         return True
 
+    async def _read_more(self) -> bool:
+        """As :meth:`_read`, for what is not in the log."""
+        if not self._stream.has_more or self._stream.finished:
+            return False
+        piece = await self._from_log(self._stream.more)
+        if piece:
+            self._hand.append(piece)
+        return piece is not None
+
     async def _from_log(self, look: Callable[[], Awaitable[T | None]]) -> T | None:
         """None also when the log cannot be read now; the next look is made after RETRY_SECONDS."""
         if self._retry_at is not None and time.monotonic() < self._retry_at:
@@ -599,10 +623,7 @@ class Course:
             # Clients without control frames are told the present state instead.
             again = await self._stream.opening(self._grant) if isinstance(item, Reset) else []
             return b"".join(again)
-        if isinstance(item, Ready):
-            return sse.frame("ready", {"cursor": item.cursor}, retry_ms=random.randint(1000, 3000))
-        assert isinstance(item, Reset)
-        return sse.frame("reset", {"reason": item.reason, "cursor": item.cursor})
+        return self._stream.marker(item)
 
     async def _write(self) -> bool:
         """Write one portion of what is in hand; False while the connection takes none.

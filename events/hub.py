@@ -16,7 +16,7 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -72,6 +72,7 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._thread: ThreadPoolExecutor | None = None
+        self._heard: set[Callable[[], None]] = set()
 
     @property
     def position(self) -> int:
@@ -165,6 +166,15 @@ class Hub:
         """Call its attention when ``position`` has come to its cursor."""
         self._ahead.add(subscription)
         self._wake.set()
+
+    @contextlib.contextmanager
+    def hearing(self, call: Callable[[], None]) -> Iterator[None]:
+        """Have something called with every wake-up: for what is told by them and is not in the log. It must be quick and never raise."""
+        self._heard.add(call)
+        try:
+            yield
+        finally:
+            self._heard.discard(call)
 
     # ── Its own life ──
 
@@ -308,6 +318,8 @@ class Hub:
             metrics.WAKES.inc()
             self._woken = True
             self._wake.set()
+            for call in list(self._heard):
+                call()
 
     @contextlib.asynccontextmanager
     async def _membership(self, layer: Any) -> AsyncIterator[str]:

@@ -14,10 +14,10 @@ from django.urls import path, re_path
 # The consumers below need the models, which exist once this has run.
 django_application = get_asgi_application()
 
-from connections import consumers
+from connections import consumers, task_streams
 from events import operations
 from project.logs import routed, traced
-from project.preflight import let_preflight_through
+from project.preflight import let_preflight_through, where_asked_for
 
 
 def _path(route: str, application: Any) -> Any:
@@ -36,6 +36,15 @@ application = traced(
                             "auth/connections/<str:connection_id>/events",
                             consumers.ConnectionEventsConsumer.as_asgi(),
                         ),
+                        _path(
+                            "api/tasks/<str:task_id>/output",
+                            where_asked_for(
+                                task_streams.wants_stream,
+                                task_streams.OutputConsumer.as_asgi(),
+                                django_application,
+                            ),
+                        ),
+                        _path("api/work/<str:task_id>/inputs", task_streams.InputsConsumer.as_asgi()),
                         _path("live", consumers.LiveConsumer.as_asgi()),
                         _path("readyz", operations.readyz),
                         _path("metrics", operations.metrics_page),

@@ -31,6 +31,7 @@ from connections.models import (
     Profile,
     Submission,
     Task,
+    TaskOutput,
 )
 from connections.states import FlowStatus, FlowStep, TaskKind, TaskStatus
 from connections.tasks import Hold
