@@ -212,6 +212,18 @@ def delete(*, task_id: str, actor: str, now: dt.datetime) -> None:
         telling.task("task.deleted", shown, at=now, actor=actor)
 
 
+def hold_of(row: Task) -> Hold:
+    """The claim on a task that has just been taken."""
+    return Hold(
+        task_id=row.id,
+        worker=row.leased_by,
+        attempt=row.attempts,
+        kind=row.kind,
+        flow_id=row.flow_id,
+        connection_id=row.connection_id,
+    )
+
+
 def claim(
     *,
     worker: str,
@@ -225,35 +237,64 @@ def claim(
     :param owners: only tasks of these (None: of everybody).
     :param lease_seconds: how long it is held without :func:`renew` (None: as our own workers do).
     """
+    rows = claim_several(
+        worker=worker, kinds=kinds, limit=1, now=now, owners=owners, lease_seconds=lease_seconds
+    )
+    return hold_of(rows[0]) if rows else None
+
+
+def claim_several(
+    *,
+    worker: str,
+    kinds: Collection[str],
+    limit: int,
+    now: dt.datetime,
+    owners: Collection[int] | None = None,
+    lease_seconds: int | None = None,
+) -> list[Task]:
+    """As :func:`claim`, up to ``limit`` tasks in one transaction: the rows, from which :func:`hold_of` makes the holds."""
     waiting = Task.objects.filter(status=TaskStatus.QUEUED, kind__in=kinds, run_after__lte=now)
     if owners is not None:
         waiting = waiting.filter(owner_id__in=owners)
     # A look without a lock first: on SQLite a transaction takes the one write lock of the database.
     if not waiting.exists():
-        return None
+        return []
     with transaction.atomic():
         queue = waiting.order_by("run_after", "created_at", "pk")
         if database.features.has_select_for_update_skip_locked:
             queue = queue.select_for_update(skip_locked=True)
-        row = queue.first()
+        rows = list(queue[:limit])
+        for row in rows:
+            row.attempts += 1
+            row.leased_by = worker
+            row.lease_expires_at = (
+                lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
+            )
+            row.started_at = row.started_at or now
+            row.last_activity_at = now
+            _move(row, TaskStatus.RUNNING, actor=worker, now=now)
+        return rows
+
+
+def adopt(*, task_id: str, holder: str, attempt: int, worker: str, now: dt.datetime) -> Task:
+    """Go on with a running command that ``holder`` has left to the next worker on its machine (``COMMAND_ON_STOP=handover``).
+
+    :raises LeaseLost: that hold is not the present one any more.
+    """
+    with transaction.atomic():
+        row = (
+            Task.objects.select_for_update()
+            .filter(pk=task_id, leased_by=holder, attempts=attempt, status__in=TASK_HELD)
+            .first()
+        )
         if row is None:
-            return None
+            raise LeaseLost(task_id)
         row.attempts += 1
         row.leased_by = worker
-        row.lease_expires_at = (
-            lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
-        )
-        row.started_at = row.started_at or now
-        row.last_activity_at = now
-        _move(row, TaskStatus.RUNNING, actor=worker, now=now)
-        return Hold(
-            task_id=row.id,
-            worker=worker,
-            attempt=row.attempts,
-            kind=row.kind,
-            flow_id=row.flow_id,
-            connection_id=row.connection_id,
-        )
+        row.lease_expires_at = lease_end(now)
+        touch(row, "attempts", "leased_by", "lease_expires_at", now=now)
+        telling.task("task.updated", row, at=now, actor=worker)
+        return row
 
 
 def renew(*, hold: Hold, now: dt.datetime, lease_seconds: int | None = None) -> bool:

@@ -1,8 +1,8 @@
-"""The claim loop: takes tasks by lease and holds many at once.
+"""The claim loops: take tasks by lease and hold many at once. Logins and commands have a loop and a limit of their own.
 
-The worker reads the same log as the streams: a new task, a submission and the end of a flow are events, and each rings a bell. The
-lease does the rest. A worker that stops in order gives its tasks back; one that is killed lets its leases run out, and the
-reconciler starts the flows again elsewhere.
+The worker reads the same log as the streams: a new task, a submission, an input and the end of a flow are events, and each rings a bell. The
+lease does the rest. A worker that stops in order gives its logins back, and does with its commands what ``COMMAND_ON_STOP`` says; one that is killed
+lets its leases run out, and the reconciler starts the flows again elsewhere. A command is never started twice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import os
 import random
 import secrets
 import socket
+import time
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 
 from channels.db import database_sync_to_async
 from django.conf import settings
@@ -24,22 +27,33 @@ from django.utils import timezone
 
 from connections import reconciler, tasks, transitions
 from connections.drivers.base import Driver
+from connections.runners import terminal
+from connections.runners.command import CommandRun
+from connections.runners.database import Database
 from connections.runners.hook import deliver_loop
 from connections.runners.login import run_check, run_login
+from connections.runners.terminal import Keeper
 from connections.states import FLOW_END, FlowStep, TaskKind, TaskStatus
-from connections.tasks import Hold
+from connections.tasks import Hold, LeaseLost
 from events import hub as hubs
 from events.envelope import Envelope, Interest
 from events.stream import Events, follow
 
 logger = logging.getLogger(__name__)
 
-KINDS = (TaskKind.LOGIN, TaskKind.REAUTH, TaskKind.HEALTH_CHECK)
+LOGINS = (TaskKind.LOGIN, TaskKind.REAUTH, TaskKind.HEALTH_CHECK)
+KINDS = (*LOGINS, TaskKind.COMMAND)
 #: Looked again for work after this time even when no bell rang.
 LOOK_SECONDS = 2.0
 SWEEP_SECONDS = 5.0
 PRUNE_EVERY = 12
 STOP_SECONDS = 8.0
+
+
+#: Commands claimed in one transaction. What is claimed is begun: a few more wait for a moment, and none of them for long.
+CLAIM_AT_ONCE = 8
+#: Before a lease is over by the worker's own clock and nothing is known, its program is ended.
+DOUBT = 0.9
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,6 +63,9 @@ class Job:
     hold: Hold
     bell: asyncio.Event
     task: asyncio.Task[None] | None = None
+    command: CommandRun | None = None
+    #: By ``time.monotonic()``: when the lease was last known to be ours.
+    held_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def worker_name() -> str:
@@ -56,18 +73,38 @@ def worker_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-class Worker:
-    """``concurrency`` tasks at once, all in one event loop: a login mostly waits, for a site or for a person."""
+def handover_folder() -> Path:
+    """Where programs wait for another worker."""
+    return Path(settings.DATA_DIR) / "run"
 
-    def __init__(self, driver: Driver, *, concurrency: int = 50, name: str | None = None) -> None:
+
+class Worker:
+    """``concurrency`` logins at once, all in one event loop: a login mostly waits, for a site or for a person. And ``commands`` commands."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        concurrency: int = 50,
+        commands: int | None = None,
+        kinds: Collection[str] = KINDS,
+        name: str | None = None,
+    ) -> None:
         self.driver = driver
         self.concurrency = concurrency
+        self.commands = settings.COMMAND_CONCURRENCY if commands is None else commands
+        self.logins = tuple(kind for kind in LOGINS if kind in kinds)
+        self.runs_commands = TaskKind.COMMAND in kinds and self.commands > 0 and settings.COMMANDS != "off"
         self.name = name or worker_name()
         self.jobs: set[Job] = set()
-        self._work = asyncio.Event()
+        self._work, self._command_work = asyncio.Event(), asyncio.Event()
+        self._database, self._keeper = Database(), Keeper()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop`` is set; then every task that is still held goes back to the queue."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+        """Until ``stop`` is set; then every login that is still held goes back to the queue, and commands end as ``COMMAND_ON_STOP`` says.
+
+        :param hurry: set while it stops: commands are interrupted now.
+        """
         hub = hubs.current()
         async with hub.subscribe(Interest(topics=frozenset({"connections", "tasks"}))) as subscription:
             helpers = [
@@ -76,38 +113,50 @@ class Worker:
                 asyncio.create_task(self._sweep()),
                 asyncio.create_task(deliver_loop(worker=self.name)),
             ]
-            claiming = asyncio.create_task(self._claim())
+            claiming = []
+            if self.logins:
+                claiming.append(asyncio.create_task(self._claim(self._claim_one, self._work)))
+            if self.runs_commands:
+                claiming.append(asyncio.create_task(self._claim(self._claim_commands, self._command_work)))
             stopping = asyncio.create_task(stop.wait())
             try:
-                await asyncio.wait({claiming, stopping, *helpers}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopping, *claiming, *helpers}, return_when=asyncio.FIRST_COMPLETED)
                 if not stop.is_set():
                     # None of them ends by itself: say why before the process does.
-                    for helper in (claiming, *helpers):
+                    for helper in (*claiming, *helpers):
                         if helper.done():
                             helper.result()
             finally:
                 stopping.cancel()
-                claiming.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await claiming
+                for each in claiming:
+                    each.cancel()
+                for each in claiming:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await each
                 await self._give_back()
+                await self._stop_commands(hurry or asyncio.Event())
                 for helper in helpers:
                     helper.cancel()
                 await asyncio.gather(*helpers, stopping, return_exceptions=True)
+                await self._keeper.stop()
+                await self._database.close()
 
-    async def _claim(self) -> None:
+    async def _claim(self, claim: Callable[[], Awaitable[bool]], work: asyncio.Event) -> None:
+        """Claim for as long as there is something and room for it; then until the bell rings."""
         while True:
-            self._work.clear()
-            if len(self.jobs) < self.concurrency and await self._claim_one():
+            work.clear()
+            if await claim():
                 continue
             with contextlib.suppress(TimeoutError):
                 # Not wait_for(): before Python 3.12 it swallows a cancellation that comes together with the bell.
                 async with asyncio.timeout(LOOK_SECONDS):
-                    await self._work.wait()
+                    await work.wait()
 
     async def _claim_one(self) -> bool:
+        if sum(job.command is None for job in self.jobs) >= self.concurrency:
+            return False
         claim = database_sync_to_async(tasks.claim, thread_sensitive=False)
-        claiming = asyncio.ensure_future(claim(worker=self.name, kinds=KINDS, now=timezone.now()))
+        claiming = asyncio.ensure_future(claim(worker=self.name, kinds=self.logins, now=timezone.now()))
         try:
             hold = await asyncio.shield(claiming)
         except asyncio.CancelledError:
@@ -126,6 +175,116 @@ class Worker:
         self.jobs.add(job)
         job.task = asyncio.create_task(self._run(job), name=hold.task_id)
         return True
+
+    # ── Commands ──
+
+    async def _claim_commands(self) -> bool:
+        """Those that another worker left first, then new ones."""
+        room = self.commands - sum(job.command is not None for job in self.jobs)
+        if room <= 0:
+            return False
+        await self._adopt(room)
+        claiming = asyncio.ensure_future(
+            self._database.once(
+                tasks.claim_several,
+                worker=self.name,
+                kinds=[TaskKind.COMMAND],
+                limit=min(room, CLAIM_AT_ONCE),
+                now=timezone.now(),
+            )
+        )
+        try:
+            rows = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            for row in await claiming:
+                # Stopped in the middle: not begun, so another one may.
+                await self._database.once(transitions.give_back, hold=tasks.hold_of(row), now=timezone.now())
+            raise
+        except DatabaseError:
+            logger.exception("the database does not answer; trying again")
+            await asyncio.sleep(1.0)
+            return False
+        for row in rows:
+            self._begin(CommandRun(row, database=self._database, keeper=self._keeper))
+        return bool(rows)
+
+    def _begin(self, command: CommandRun, work: Awaitable[None] | None = None) -> None:
+        job = Job(hold=command.hold, bell=command.bell, command=command)
+        self.jobs.add(job)
+        job.task = asyncio.create_task(self._run_command(job, work or command.run()), name=job.hold.task_id)
+
+    async def _run_command(self, job: Job, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception:
+            # Its program was ended on the way out; the lease runs out by itself, and the task is "interrupted".
+            logger.exception("the command %s broke", job.hold.task_id)
+        finally:
+            self.jobs.discard(job)
+            self._command_work.set()
+
+    async def _adopt(self, room: int) -> None:
+        """Go on with programs whose worker has left them to us."""
+        for path in sorted(handover_folder().glob("*.sock"))[:room]:
+            found = await terminal.adopt(path)
+            if found is None:
+                continue
+            program, luggage = found
+            try:
+                row = await self._database.once(
+                    tasks.adopt,
+                    task_id=luggage["task"],
+                    holder=luggage["worker"],
+                    attempt=luggage["attempt"],
+                    worker=self.name,
+                    now=timezone.now(),
+                )
+            except (LeaseLost, DatabaseError):
+                # Too late: it is ended, and its task is failed when the lease runs out.
+                logger.warning("%s could not be gone on with", luggage["task"])
+                program.close()
+                continue
+            command = CommandRun(row, database=self._database, keeper=self._keeper)
+            self._begin(command, command.go_on(program, luggage))
+
+    async def _stop_commands(self, hurry: asyncio.Event) -> None:
+        """Let them end, leave them, or interrupt them."""
+
+        def running() -> list[asyncio.Task[None]]:
+            return [job.task for job in self.jobs if job.command is not None and job.task is not None]
+
+        async def over(seconds: float) -> None:
+            hurrying = asyncio.create_task(hurry.wait())
+            until = time.monotonic() + seconds
+            while running() and not hurry.is_set() and (left := until - time.monotonic()) > 0:
+                await asyncio.wait({hurrying, *running()}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            hurrying.cancel()
+
+        if not running():
+            return
+        if settings.COMMAND_ON_STOP == "finish":
+            logger.info(
+                "waiting for %d commands, %d s at most", len(running()), settings.COMMAND_STOP_SECONDS
+            )
+            await over(settings.COMMAND_STOP_SECONDS)
+        elif settings.COMMAND_ON_STOP == "handover":
+            folder = handover_folder()
+            folder.mkdir(mode=0o700, exist_ok=True)
+            for job in list(self.jobs):
+                if job.command is not None:
+                    job.command.hand_over(folder)
+            await over(STOP_SECONDS)
+        for job in list(self.jobs):
+            if job.command is not None:
+                job.command.interrupt("its worker was told to stop")
+        last = running()
+        if last:
+            await asyncio.wait(last, timeout=settings.COMMAND_KILL_SECONDS + STOP_SECONDS)
+        for task in running():
+            task.cancel()
+        await asyncio.gather(*running(), return_exceptions=True)
+
+    # ── Both ──
 
     async def _run(self, job: Job) -> None:
         try:
@@ -148,7 +307,13 @@ class Worker:
 
     def _hear(self, envelope: Envelope) -> None:
         if envelope.name == "task.created" or envelope.data.get("status") == TaskStatus.QUEUED:
-            self._work.set()
+            (self._command_work if envelope.data.get("kind") == TaskKind.COMMAND else self._work).set()
+        elif envelope.name == "task.updated":
+            data = envelope.data
+            if data["inputs_waiting"] or data["kill_requested_at"]:
+                for job in list(self.jobs):
+                    if job.hold.task_id == data["id"]:
+                        job.bell.set()
         elif envelope.name == "flow.state":
             data = envelope.data
             for job in list(self.jobs):
@@ -161,15 +326,26 @@ class Worker:
 
     async def _renew(self) -> None:
         renew = database_sync_to_async(tasks.renew, thread_sensitive=False)
+        pause = settings.LEASE_SECONDS / 3
         while True:
-            await asyncio.sleep(settings.LEASE_SECONDS / 3 * random.uniform(0.8, 1.0))
-            for job in list(self.jobs):
-                try:
-                    if not await renew(hold=job.hold, now=timezone.now()) and job.task is not None:
+            await asyncio.sleep(pause * random.uniform(0.8, 1.0))
+            pause = settings.LEASE_SECONDS / 3
+            try:
+                for job in list(self.jobs):
+                    now = time.monotonic()
+                    held = await renew(hold=job.hold, now=timezone.now())
+                    job.held_at = now
+                    if not held and job in self.jobs and job.task is not None:
                         logger.warning("the lease of %s was lost; leaving it alone", job.hold.task_id)
                         job.task.cancel()
-                except DatabaseError:
-                    logger.exception("the lease of %s could not be renewed", job.hold.task_id)
+            except DatabaseError:
+                logger.exception("leases could not be renewed")
+                pause = min(1.0, pause)
+                for job in self.jobs:
+                    doubtful = time.monotonic() - job.held_at > settings.LEASE_SECONDS * DOUBT
+                    if doubtful and job.command is not None:
+                        # Somebody may have called it interrupted by now: then it must not run on.
+                        job.command.interrupt("its worker lost the database for too long")
 
     async def _sweep(self) -> None:
         sweep = database_sync_to_async(reconciler.run, thread_sensitive=False)
@@ -180,7 +356,7 @@ class Worker:
 
     async def _give_back(self) -> None:
         give_back = database_sync_to_async(transitions.give_back, thread_sensitive=False)
-        held = list(self.jobs)
+        held = [job for job in self.jobs if job.command is None]
         running = [job.task for job in held if job.task is not None]
         for task in running:
             task.cancel()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from django.core.management.base import CommandError
 
 from connections.drivers.http_form import HttpFormDriver
-from connections.worker import Worker
+from connections.worker import LOGINS, Worker
 
 STOP_SECONDS = 15
 
@@ -40,7 +40,7 @@ class _Beside:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._begun.set()
-        await Worker(HttpFormDriver(), concurrency=5).run(self._stop)
+        await Worker(HttpFormDriver(), concurrency=5, kinds=LOGINS).run(self._stop)
 
     def check(self) -> None:
         """

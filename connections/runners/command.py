@@ -1,0 +1,593 @@
+"""One claimed command to one outcome.
+
+A program runs under a terminal (``terminal.py``); here what it writes becomes output, what people send is typed into it, and when it stands
+still and reads its terminal, the task waits for input. Several things go on at the same time:
+
+- the event loop reads the terminal into memory, and stops reading while there is too much there: then the program waits;
+- :meth:`CommandRun._write` appends what was read, in batches;
+- :meth:`CommandRun._type` takes what was sent, one after the other, and types it;
+- :meth:`CommandRun._watch` looks whether the program waits;
+- :meth:`CommandRun._attend` hears of kills and of inputs.
+
+Whatever happens ends in exactly one ``settle``, with all of the output before it, or in none, because the lease is somebody else's.
+While the database is away everything stands still, the program included (its terminal is full at some time), and goes on afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+import logging
+import os
+import termios
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from connections import outputs, task_inputs, tasks
+from connections.commands import COLS, ROWS, is_below
+from connections.models import Task
+from connections.outputs import NotHeld
+from connections.runners.database import Database
+from connections.runners.terminal import CannotStart, Keeper, Program, SupervisorLost, signal_name
+from connections.runners.waiting import Waits, look
+from connections.states import InputKind
+from connections.tasks import LeaseLost
+from connections.terminal import keys, prompts
+from connections.terminal.ansi import Modes
+from connections.terminal.typing import Line, Typist, line_of
+
+logger = logging.getLogger(__name__)
+
+#: Read in one go, before other commands have their turn.
+TURN_BYTES = 1 << 18
+#: Written in one transaction, and held in memory of one command at most (when it is reached, reading stops).
+BATCH_BYTES, HELD_BYTES = 1 << 20, 1 << 21
+#: Seconds between the beginnings of two transactions for output of one command, while there is less than a batch.
+BATCH_SECONDS = 0.05
+#: Looked for kills and inputs after this time even when no bell rang; the first time sooner, for what was heard before it was ours.
+LOOK_SECONDS, FIRST_LOOK_SECONDS = 5.0, 0.5
+#: The first output waits so long for more.
+MOMENT_SECONDS = 0.02
+#: A program that closed its terminal may open it again.
+REOPEN_SECONDS = 0.2
+#: How long the end of the output is waited for after everything has ended that could write to it.
+DRAIN_SECONDS = 2.0
+#: Output that comes so soon after something was typed without Enter is its echo.
+ECHO_SECONDS = 0.5
+#: The looks of a program that is busy without a word become rarer, up to this.
+RARELY_SECONDS = 5.0
+#: Where nothing tells what it does, it counts as waiting after so many times ``COMMAND_QUIET_SECONDS``.
+QUIET_TIMES = 5
+#: Between a text and its Enter, where the program reads keys: what comes in one piece looks as if it was pasted.
+ENTER_SECONDS = 0.03
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How it ended, in the words of ``tasks.settle``."""
+
+    exit_code: int | None = None
+    signal: str = ""
+    error_code: str = ""
+    error: str = ""
+
+
+def outcome_of(exit_code: int | None, number: int | None) -> Outcome:
+    """What an end by itself means."""
+    if number is not None:
+        name = signal_name(number)
+        return Outcome(signal=name, error_code="signal", error=f"It was ended by {name}.")
+    if exit_code:
+        return Outcome(
+            exit_code=exit_code, error_code="exit_code", error=f"It ended with exit code {exit_code}."
+        )
+    return Outcome(exit_code=exit_code)
+
+
+def environment(task_id: str) -> dict[str, str]:
+    """What a command is told: the variables of the worker that ``COMMAND_ENV`` names, and nothing else of it."""
+    kept = {name: os.environ[name] for name in settings.COMMAND_ENV if name in os.environ}
+    return {**kept, "TERM": "xterm-256color", "SWITCHBOARD_TASK_ID": task_id}
+
+
+def real_directory(path: str) -> str:
+    """Where the folder of a command really is: a link may lead out of ``COMMAND_DIRECTORIES`` by now.
+
+    :raises CannotStart: it is not there, or not allowed.
+    """
+    real = os.path.realpath(path)
+    if not os.path.isdir(real):
+        raise CannotStart(f"The folder {path} does not exist.", "missing_directory")
+    if not any(is_below(real, os.path.realpath(folder)) for folder in settings.COMMAND_DIRECTORIES):
+        raise CannotStart(
+            f"The folder {path} leads to one that commands may not run in.", "missing_directory"
+        )
+    return real
+
+
+def _finish(*, hold: tasks.Hold, data: bytes, at: int, outcome: Outcome, now: dt.datetime) -> Task:
+    """The rest of the output and the end, in one transaction.
+
+    :raises LeaseLost: the hold is not the present one.
+    """
+    with transaction.atomic():
+        if data:
+            outputs.append(
+                task_id=hold.task_id, worker=hold.worker, attempt=hold.attempt, data=data, at=at, now=now
+            )
+        return tasks.settle(
+            hold=hold,
+            exit_code=outcome.exit_code,
+            signal=outcome.signal,
+            error_code=outcome.error_code,
+            error=outcome.error,
+            now=now,
+        )
+
+
+def _wishes(*, task_id: str) -> tuple[bool, int]:
+    """Whether a kill was asked for, and how many inputs wait."""
+    row = Task.objects.filter(pk=task_id).values_list("kill_requested_at", "inputs_waiting").first()
+    return (row[0] is not None, row[1]) if row else (False, 0)
+
+
+class CommandRun:
+    """A command in the hands of this worker. ``bell``: something was sent to it, or it is to be killed."""
+
+    def __init__(self, row: Task, *, database: Database, keeper: Keeper) -> None:
+        self.hold = tasks.hold_of(row)
+        self.bell = asyncio.Event()
+        self._row = row
+        self._database = database
+        self._keeper = keeper
+        self._loop = asyncio.get_running_loop()
+        self._program: Program | None = None
+        # What came out, and is not kept yet.
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._at = row.output_bytes + row.output_dropped
+        self._more, self._full, self._hang = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._paused = self._hung_up = self._no_more = False
+        self._kept = asyncio.Event()
+        self._kept.set()
+        # What it looks like.
+        self._tail = b""
+        self._modes = Modes()
+        self._waiting = False
+        self._active = asyncio.Event()
+        self._active_at = self._loop.time()
+        #: Counts pieces of output, and turns of typing that finish a line.
+        self._written = self._written_when_waiting = 0
+        self._turn = asyncio.Lock()
+        # What is typed.
+        self._typist = Typist()
+        self._inputs = asyncio.Event()
+        self._untyped = b""
+        self._echo_until = 0.0
+        # Why it ends, when it does not end by itself.
+        self._reason: Outcome | None = None
+        self._ending = False
+        self._leaving: Path | None = None
+        self._leave = asyncio.Event()
+
+    # ── From the beginning to the end ──
+
+    async def run(self) -> None:
+        """Start it, and see it through."""
+        spec = self._row.spec
+        try:
+            cwd = await asyncio.to_thread(real_directory, spec["cwd"])
+            self._program = await self._keeper.run(
+                argv=spec["argv"],
+                cwd=cwd,
+                env=environment(self.hold.task_id),
+                rows=spec.get("rows") or ROWS,
+                cols=spec.get("cols") or COLS,
+                grace=settings.COMMAND_KILL_SECONDS,
+            )
+        except CannotStart as why:
+            await self._settle(Outcome(error_code=why.code, error=str(why)))
+            return
+        await self._see_through()
+
+    async def go_on(self, program: Program, luggage: Mapping[str, Any]) -> None:
+        """See it through that another worker has started."""
+        self._program = program
+        self._tail = luggage["tail"].encode("latin-1")
+        self._untyped = luggage["untyped"].encode("latin-1")
+        self._modes.bracketed_paste, self._modes.application_keys = luggage["modes"]
+        self._waiting = luggage["waiting"]
+        await self._see_through()
+
+    async def _see_through(self) -> None:
+        program = self._program
+        assert program is not None
+        assert self._row.started_at is not None
+        timer = None
+        if self._row.timeout_seconds:
+            used = (timezone.now() - self._row.started_at).total_seconds()
+            timer = self._loop.call_later(max(0.0, self._row.timeout_seconds - used), self._time_out)
+        self._read_on()
+        writing = asyncio.create_task(self._write())
+        others = [asyncio.create_task(each()) for each in (self._attend, self._type, self._watch)]
+        leaving: asyncio.Task[Any] = asyncio.create_task(self._leave.wait())
+        waited: set[asyncio.Future[Any]] = {program.ended, writing, leaving, *others}
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            for helper in (writing, *others):
+                if helper.done():
+                    # None of them ends by itself: the lease is lost, or there is a fault of ours.
+                    helper.result()
+            if not program.ended.done():
+                if await self._left(writing, others):
+                    return
+                writing = asyncio.create_task(self._write())
+            outcome = await self._outcome(program)
+            for helper in others:
+                helper.cancel()
+            await self._drain()
+            self._no_more = True
+            self._more.set()
+            self._full.set()
+            await writing
+            await self._settle(outcome)
+        except (LeaseLost, NotHeld):
+            # Somebody else has ended it, or will: there is nothing left to say. Closing ends the program.
+            logger.warning("the lease of %s was lost; ending its program", self.hold.task_id)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for each in (writing, leaving, *others):
+                each.cancel()
+            await asyncio.gather(writing, leaving, *others, return_exceptions=True)
+            program.close()
+
+    async def _outcome(self, program: Program) -> Outcome:
+        try:
+            by_itself = outcome_of(*await program.ended)
+        except SupervisorLost:
+            by_itself = Outcome(
+                error_code="interrupted", error="interrupted: the process that watched over it was killed"
+            )
+        if self._reason is None:
+            return by_itself
+        return dataclasses.replace(self._reason, exit_code=by_itself.exit_code, signal=by_itself.signal)
+
+    async def _settle(self, outcome: Outcome) -> None:
+        data = b"".join(self._pieces)
+        with contextlib.suppress(LeaseLost, NotHeld):
+            await self._database.surely(
+                _finish, hold=self.hold, data=data, at=self._at, outcome=outcome, now=timezone.now()
+            )
+
+    # ── Ending it before its time ──
+
+    def _end(self, reason: Outcome | None) -> None:
+        if self._program is None:
+            return
+        self._reason = self._reason or reason
+        if not self._ending:
+            self._ending = True
+            self._program.end(settings.COMMAND_KILL_SECONDS)
+
+    def _time_out(self) -> None:
+        seconds = self._row.timeout_seconds
+        self._end(Outcome(error_code="timeout", error=f"It ran longer than {seconds} seconds."))
+
+    def interrupt(self, why: str) -> None:
+        """End it because its worker cannot go on with it."""
+        self._end(Outcome(error_code="interrupted", error=f"interrupted: {why}"))
+
+    # ── Leaving it to another worker ──
+
+    def hand_over(self, folder: Path) -> None:
+        """Leave it running for the next worker on this machine. One that is about to end does so here."""
+        self._leaving = folder
+        self._leave.set()
+
+    async def _left(self, writing: asyncio.Task[None], others: list[asyncio.Task[None]]) -> bool:
+        """Whether somebody else goes on with it."""
+        program, folder = self._program, self._leaving
+        assert program is not None
+        assert folder is not None
+        for helper in others:
+            helper.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._loop.remove_reader(program.master)
+        self._paused = True
+        self._no_more = True
+        self._more.set()
+        self._full.set()
+        await writing
+        await self._append()
+        seconds = settings.COMMAND_STOP_SECONDS
+        # Held until the supervisor has given up, and a little longer.
+        until = seconds + int(settings.COMMAND_KILL_SECONDS) + 5
+        if not await self._database.surely(
+            tasks.renew, hold=self.hold, now=timezone.now(), lease_seconds=until
+        ):
+            raise LeaseLost(self.hold.task_id)
+        luggage = {
+            "task": self.hold.task_id,
+            "worker": self.hold.worker,
+            "attempt": self.hold.attempt,
+            "tail": self._tail.decode("latin-1"),
+            "untyped": self._untyped.decode("latin-1"),
+            "modes": [self._modes.bracketed_paste, self._modes.application_keys],
+            "waiting": self._waiting,
+        }
+        try:
+            await program.leave(path=folder / f"{self.hold.task_id}.sock", seconds=seconds, luggage=luggage)
+        except SupervisorLost:
+            # It has ended at the same moment.
+            self._no_more = self._paused = False
+            self._leaving = None
+            return False
+        return True
+
+    # ── What comes out ──
+
+    def _read_on(self) -> None:
+        program = self._program
+        if program is not None and program.master != -1:
+            self._paused = self._hung_up = False
+            self._loop.add_reader(program.master, self._readable)
+
+    def _readable(self) -> None:
+        program = self._program
+        assert program is not None
+        pieces, size = [], 0
+        while size < TURN_BYTES:
+            try:
+                piece = os.read(program.master, TURN_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                # Nobody has the terminal open any more.
+                piece = b""
+            if not piece:
+                self._loop.remove_reader(program.master)
+                self._hung_up = True
+                self._hang.set()
+                if not program.ended.done():
+                    self._loop.call_later(REOPEN_SECONDS, self._reopened)
+                break
+            pieces.append(piece)
+            size += len(piece)
+        if not size:
+            return
+        data = b"".join(pieces)
+        self._modes.feed(data)
+        self._tail = (self._tail + data[-prompts.LOOK_BYTES :])[-prompts.LOOK_BYTES :]
+        self._pieces.append(data)
+        self._held += size
+        self._happened()
+        self._kept.clear()
+        self._more.set()
+        if self._held >= BATCH_BYTES:
+            self._full.set()
+        if self._held >= HELD_BYTES:
+            self._loop.remove_reader(program.master)
+            self._paused = True
+
+    def _reopened(self) -> None:
+        if (
+            self._hung_up
+            and self._program is not None
+            and not self._program.ended.done()
+            and not self._leaving
+        ):
+            self._read_on()
+
+    async def _write(self) -> None:
+        """Append what was read, until there is no more to come; the rest is left for the transaction of the end."""
+        # A command that is over in a moment is told with its output, in one transaction.
+        begun = self._loop.time() - BATCH_SECONDS + MOMENT_SECONDS
+        while True:
+            await self._more.wait()
+            if not self._no_more and (wait := begun + BATCH_SECONDS - self._loop.time()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._full.wait()
+            if self._no_more:
+                return
+            begun = self._loop.time()
+            await self._append()
+
+    async def _append(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._held = 0
+        self._more.clear()
+        self._full.clear()
+        if self._paused and not self._leaving:
+            # The next batch comes in while this one is being written.
+            self._read_on()
+        if data:
+            await self._database.surely(
+                outputs.append,
+                task_id=self.hold.task_id,
+                worker=self.hold.worker,
+                attempt=self.hold.attempt,
+                data=data,
+                at=self._at,
+                now=timezone.now(),
+            )
+            self._at += len(data)
+        if not self._pieces:
+            self._kept.set()
+
+    async def _drain(self) -> None:
+        """Everything that could write has ended: read to the end of what it wrote."""
+        self._hung_up = False
+        self._hang.clear()
+        if not self._paused:
+            self._read_on()
+        while not self._hung_up:
+            before = self._at + self._held
+            try:
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self._hang.wait()
+            except TimeoutError:
+                if not self._paused and self._at + self._held == before:
+                    # A process that is none of ours has the terminal open.
+                    return
+
+    # ── What goes in ──
+
+    async def _attend(self) -> None:
+        wait = FIRST_LOOK_SECONDS
+        if self._row.inputs_waiting or self._untyped:
+            self._inputs.set()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self.bell.wait()
+            self.bell.clear()
+            killed, waiting = await self._database.surely(_wishes, task_id=self.hold.task_id)
+            if killed:
+                self._end(None)
+            if waiting:
+                self._inputs.set()
+            wait = LOOK_SECONDS
+
+    async def _type(self) -> None:
+        """Take what was sent, one after the other, and type it."""
+        while True:
+            await self._inputs.wait()
+            self._inputs.clear()
+            await self._put(b"")
+            while (given := await self._take()) is not None:
+                if given.kind == InputKind.RESIZE:
+                    self._resize(given.rows, given.cols)
+                elif given.kind == InputKind.KEYS:
+                    self._typist.keys()
+                    await self._put(keys.pressed(given.keys, application=self._modes.application_keys))
+                else:
+                    await self._put_text(given.text.encode(errors="surrogatepass"), enter=given.submit)
+
+    async def _take(self) -> task_inputs.Input | None:
+        async with self._turn:
+            given = await self._database.surely(task_inputs.take_input, hold=self.hold, now=timezone.now())
+            if given is not None and given.kind != InputKind.RESIZE:
+                if given.finishes:
+                    # The verb has told it.
+                    self._waiting = False
+                    self._happened()
+                else:
+                    self._echo_until = self._loop.time() + ECHO_SECONDS
+            return given
+
+    async def _put_text(self, text: bytes, *, enter: bool) -> None:
+        line = self._line()
+        await self._put(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
+        if enter:
+            if not line.canonical:
+                await asyncio.sleep(ENTER_SECONDS)
+            await self._put(self._typist.enter(line))
+
+    async def _put(self, data: bytes) -> None:
+        """Write to the terminal, as fast as the program takes it."""
+        program = self._program
+        assert program is not None
+        self._untyped += data
+        while self._untyped:
+            try:
+                self._untyped = self._untyped[os.write(program.master, self._untyped[:TURN_BYTES]) :]
+            except BlockingIOError:
+                writable = asyncio.Event()
+                self._loop.add_writer(program.master, writable.set)
+                try:
+                    await writable.wait()
+                finally:
+                    self._loop.remove_writer(program.master)
+            except OSError:
+                # Nobody has the terminal open: nobody will read it.
+                self._untyped = b""
+
+    def _line(self) -> Line:
+        assert self._program is not None
+        return line_of(termios.tcgetattr(self._program.master))
+
+    def _resize(self, rows: int, cols: int) -> None:
+        assert self._program is not None
+        self._program.resize(rows, cols)
+
+    # ── Whether it waits ──
+
+    def _happened(self) -> None:
+        self._written += 1
+        self._active_at = self._loop.time()
+        self._active.set()
+
+    async def _watch(self) -> None:
+        """Tell when it stands still, and when it goes on by itself."""
+        quiet = settings.COMMAND_QUIET_SECONDS
+        pause = quiet
+        while True:
+            self._active.clear()
+            now = self._loop.time()
+            if self._waiting and self._written != self._written_when_waiting:
+                if now < self._echo_until:
+                    await asyncio.sleep(self._echo_until - now)
+                    await self._look_again()
+                else:
+                    await self._moved()
+            elif self._waiting:
+                await self._active.wait()
+            elif now - self._active_at < quiet:
+                pause = quiet
+                await asyncio.sleep(self._active_at + quiet - now)
+            elif await self._stands_still(patient=now - self._active_at >= QUIET_TIMES * quiet) is Waits.BUSY:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._active.wait()
+                pause = min(pause * 1.5, RARELY_SECONDS)
+
+    async def _look_again(self) -> None:
+        """Something was typed without Enter, and it wrote something: an echo, after which it waits as before, or an answer."""
+        self._written_when_waiting = self._written
+        if await self._stands_still(patient=True) is Waits.BUSY:
+            await self._moved()
+
+    async def _moved(self) -> None:
+        """It goes on without having been given a line."""
+        async with self._turn:
+            if self._waiting:
+                self._waiting = False
+                await self._database.surely(tasks.go_on, hold=self.hold, now=timezone.now())
+
+    async def _stands_still(self, *, patient: bool) -> Waits:
+        """It has been quiet: whether it waits, which is told. ``patient``: when nothing can be known, that is enough."""
+        program = self._program
+        assert program is not None
+        written = self._written
+        seen = await asyncio.to_thread(look, program.master, program.slave_name())
+        line = self._line()
+        if seen is Waits.UNKNOWN and not patient and not line.asks_secret:
+            return Waits.BUSY
+        if seen is Waits.BUSY:
+            return seen
+        # What it asks is to be seen by whoever is told that it asks.
+        await self._kept.wait()
+        async with self._turn:
+            if written == self._written and not self._ending:
+                prompt = {
+                    **prompts.recognise(self._tail, secret=line.asks_secret),
+                    "detected_by": "read" if seen is Waits.READS else "quiet",
+                }
+                self._written_when_waiting = written
+                self._waiting = await self._database.surely(
+                    tasks.await_input, hold=self.hold, prompt=prompt, now=timezone.now()
+                )
+                if not self._waiting:
+                    # Something was sent, and is about to be taken.
+                    self._active_at = self._loop.time()
+        return seen
