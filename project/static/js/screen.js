@@ -47,7 +47,7 @@ function styleOf(cell) {
 export class Screen {
   #terminal;
   #cell;
-  #decoderAt = 0; // the offset after the last byte that was fed
+  #end = 0; // the offset after the last byte that was fed
   #base = 0; // the number of the buffer's first row, counted from the first row that there ever was
   #mark = null; // a marker and the number of its row: it moves when rows leave the buffer
   #done = 0; // the number of the first row that was not handed out as settled
@@ -58,13 +58,13 @@ export class Screen {
   constructor(Terminal, { rows = 24, cols = 80, at = 0, kept = KEPT } = {}) {
     this.#terminal = new Terminal({ rows, cols, scrollback: kept, allowProposedApi: true, logLevel: "off" });
     this.#cell = this.#terminal.buffer.normal.getNullCell();
-    this.#decoderAt = at;
+    this.#end = at;
     this.#offsets.set(0, at);
   }
 
   /** The offset after the last byte that was fed. */
   get end() {
-    return this.#decoderAt;
+    return this.#end;
   }
 
   /** Whether a program has the whole screen (`less`, `vim`): then what it shows is no part of the output above it. */
@@ -78,8 +78,8 @@ export class Screen {
     for (let start = 0; start < bytes.length; ) {
       const feed = bytes.indexOf(LINE_FEED, start);
       const end = Math.min(feed < 0 ? bytes.length : feed + 1, start + PIECE);
-      this.#decoderAt += end - start;
-      const at = this.#decoderAt;
+      this.#end += end - start;
+      const at = this.#end;
       const piece = bytes.subarray(start, end);
       last = new Promise((resolve) => this.#terminal.write(piece, () => resolve(this.#wrote(at))));
       start = end;
