@@ -184,6 +184,11 @@ class TaskPicture:
         return HOOK_CHIP[HookState(hook["state"])] if hook and hook["state"] else None
 
     @property
+    def tells_its_end(self) -> bool:
+        """Whether the chip says already what the error does."""
+        return self.task.error_code in ("exit_code", "signal")
+
+    @property
     def ended(self) -> str:
         """How it ended, in a sentence."""
         if not self.task.is_over:

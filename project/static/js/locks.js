@@ -32,14 +32,14 @@ export async function sit(urgent, lost) {
   return Boolean(seat);
 }
 
-/** A seat for one more stream of this tab, if there is a free one; false, or a function that gives it back. Whoever is turned to may take it. */
-export async function extraSeat(lost) {
+/**
+ * The seat for the output of a task: one for all tabs, beside those of the pages' own streams, which is the fifth of six connections.
+ *
+ * @returns {Promise<false | (() => void)>} false: another tab has it; else a function that gives it back. `urgent`: somebody just turned to this tab.
+ */
+export async function outputSeat(urgent, lost) {
   if (!navigator.locks || performance.getEntriesByType("navigation")[0]?.nextHopProtocol !== "http/1.1") return () => {};
-  for (let number = 0; number < SEATS; number += 1) {
-    const free = await hold(`switchboard-seat-${number}`, { ifAvailable: true }, lost);
-    if (free) return free;
-  }
-  return false;
+  return hold("switchboard-output", urgent ? { steal: true } : { ifAvailable: true }, lost);
 }
 
 export function rise() {

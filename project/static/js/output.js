@@ -16,10 +16,10 @@ const FINAL = [400, 401, 403, 404, 410];
  * @param {(bytes: Uint8Array, end: number) => Promise<void>} to.more what comes, in order and once; the next is read when it is done with it
  * @param {(how: {status?: string, exit_code?: number | null, signal?: string | null, dropped?: number, reason?: string}) => void} to.over
  * @param {(at: {at: number, dropped: number}) => void} to.cut
- * @param {(state: "live" | "waiting" | "polling" | "refused", status?: number) => void} to.state
+ * @param {(state: "live" | "waiting" | "polling" | "refused", status?: number) => void} to.state when it is another one
  * @param {() => Promise<false | (() => void)>} to.seat one of the few connections that a browser has for a host; false: look now and then instead
  */
-export function follow(url, from, { more, over, cut, state, seat, user = "", fetch = globalThis.fetch, timers = globalThis }) {
+export function follow(url, from, { more, over, cut, state: tell, seat, user = "", fetch = globalThis.fetch, timers = globalThis }) {
   let at = from;
   let done = false;
   let away = false; // hidden: nobody looks
@@ -27,6 +27,12 @@ export function follow(url, from, { more, over, cut, state, seat, user = "", fet
   let failures = 0;
   let wake = () => {};
   let free = null;
+
+  let told = "";
+  function state(name, status) {
+    if (name !== told) tell(name, status);
+    told = name;
+  }
 
   const headers = { "X-Page-User": user };
 
@@ -120,8 +126,10 @@ export function follow(url, from, { more, over, cut, state, seat, user = "", fet
         state("refused", refused.status);
         return;
       }
-      if (polls && !refused) await pause(POLL);
-      else if (!away) {
+      if (polls && !refused) {
+        failures = 0;
+        await pause(POLL);
+      } else if (!away) {
         failures += 1;
         const wait = Math.min(LONGEST, WAIT * 2 ** Math.min(failures - 1, 6)) * (0.7 + Math.random() * 0.6);
         if (failures > 1) state("waiting");

@@ -1,7 +1,7 @@
 // The page of a task: its output as it is written, and the form that types into it. Never builds HTML from text.
 
 import { Terminal } from "../vendor/xterm-headless-6.0.0.mjs";
-import { extraSeat } from "./locks.js";
+import { outputSeat } from "./locks.js";
 import { follow, piece } from "./output.js";
 import { KEPT, Screen } from "./screen.js";
 
@@ -234,6 +234,8 @@ const STATES = {
 };
 const REFUSED = { 401: "You are signed out. Sign in again to see more.", 403: "You may not see this output.", 404: "This task does not exist any more." };
 
+let urgent = !document.hidden; // somebody just turned to this tab
+
 async function live() {
   const size = Number(card.dataset.end);
   const from = await start(Math.max(0, size - TAIL), size);
@@ -247,11 +249,20 @@ async function live() {
     over,
     cut,
     state: (name, status) => note(name === "refused" ? (REFUSED[status] ?? "The output cannot be read.") : STATES[name]),
-    seat: extraSeat,
+    seat(lost) {
+      const now = urgent;
+      urgent = false;
+      return outputSeat(now, lost);
+    },
     user,
   });
   schedule();
-  document.addEventListener("visibilitychange", () => (document.hidden ? stream.rest() : stream.back()));
+  const turnedTo = () => {
+    urgent = true;
+    stream.back();
+  };
+  document.addEventListener("visibilitychange", () => (document.hidden ? stream.rest() : turnedTo()));
+  addEventListener("focus", turnedTo);
   addEventListener("online", () => stream.back());
   addEventListener("pagehide", () => stream.rest());
   addEventListener("pageshow", ({ persisted }) => persisted && stream.back());
