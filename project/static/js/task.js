@@ -101,12 +101,23 @@ let total = 0; // lines that there were since this page began
 let seen = 0; // of them, when the reader left the end
 let following = pinned === null;
 let drawing = 0;
+let pause = 0; // ms
+let again = false; // something came since it was drawn
 let ended = null;
 
 const atEnd = () => box.scrollHeight - box.scrollTop - box.clientHeight <= NEAR;
 
 function draw() {
+  const began = performance.now();
+  show();
+  // What is expensive to draw is drawn less often: the reader gets the newest of it all the same.
+  pause = Math.min(500, 3 * (performance.now() - began));
   drawing = 0;
+  if (again) schedule();
+}
+
+function show() {
+  again = false;
   const { settled, screen: below, full, cursor, lost } = screen.take();
   if (lost) {
     // More came than is kept: what was shown before has a gap behind it.
@@ -134,8 +145,10 @@ function draw() {
 }
 
 function schedule() {
+  again = true;
+  if (drawing) return;
   // A tab that nobody sees draws nothing, and a burst is drawn once.
-  if (!drawing) drawing = requestAnimationFrame(draw);
+  drawing = setTimeout(() => requestAnimationFrame(draw), pause);
 }
 
 function showFull(full, cursor) {
