@@ -46,6 +46,7 @@ class Command(_shared.SwitchboardCommand):
         with _worker.beside(wanted=options["worker"]) as check_worker:
             task = self._wait(task, options["timeout"], check_worker)
         row.refresh_from_db()
+        assert task.finished_at is not None, "it is over"
         # Both were written in one transaction, under one time.
         check = HealthCheck.objects.filter(connection=row, checked_at=task.finished_at).first()
         if task.status != TaskStatus.COMPLETED or check is None:
