@@ -248,7 +248,10 @@ def patience() -> float:
 
 
 def supervise(
-    children: list[Child], happened: queue.SimpleQueue[Happening], output: Output, seconds: float | None = None
+    children: list[Child],
+    happened: queue.SimpleQueue[Happening],
+    output: Output,
+    seconds: float | None = None,
 ) -> int:
     """Wait for a signal or for the end of a child, then stop everything within ``seconds``; returns the exit code."""
     seconds = STOP_SECONDS if seconds is None else seconds

@@ -65,10 +65,9 @@ ECHO_SECONDS = 0.5
 RARELY_SECONDS = 5.0
 #: Where nothing tells what it does, it counts as waiting after so many times ``COMMAND_QUIET_SECONDS``.
 QUIET_TIMES = 5
-#: Between a text and its Enter, where the program reads keys: what comes in one piece looks as if it was pasted.
-ENTER_SECONDS = 0.03
-#: After the key Escape.
-ESCAPE_SECONDS = 0.15
+#: Between a text and its Enter, and between two keys, where the program reads keys: what comes in one piece looks as if it was pasted. And after the
+#: key Escape: what comes right behind it would be taken for the rest of a sequence.
+PIECE_SECONDS, ESCAPE_SECONDS = 0.03, 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,7 +170,7 @@ class CommandRun:
         # What is typed.
         self._typist = Typist()
         self._inputs = asyncio.Event()
-        self._untyped = b""
+        self._untyped: list[bytes] = []
         self._echo_until = 0.0
         # Why it ends, when it does not end by itself.
         self._reason: Outcome | None = None
@@ -203,7 +202,7 @@ class CommandRun:
         """See it through that another worker has started."""
         self._program = program
         self._tail = luggage["tail"].encode("latin-1")
-        self._untyped = luggage["untyped"].encode("latin-1")
+        self._untyped = [piece.encode("latin-1") for piece in luggage["untyped"]]
         self._modes.bracketed_paste, self._modes.application_keys = luggage["modes"]
         self._waiting = luggage["waiting"]
         await self._see_through()
@@ -216,6 +215,9 @@ class CommandRun:
         if self._row.timeout_seconds:
             used = (timezone.now() - self._row.started_at).total_seconds()
             timer = self._loop.call_later(max(0.0, self._row.timeout_seconds - used), self._time_out)
+        if self._ending:
+            # Before it had begun.
+            program.end(settings.COMMAND_KILL_SECONDS)
         self._read_on()
         writing = asyncio.create_task(self._write())
         others = [asyncio.create_task(each()) for each in (self._attend, self._type, self._watch)]
@@ -272,11 +274,9 @@ class CommandRun:
     # ── Ending it before its time ──
 
     def _end(self, reason: Outcome | None) -> None:
-        if self._program is None:
-            return
         self._reason = self._reason or reason
-        if not self._ending:
-            self._ending = True
+        self._ending = True
+        if self._program is not None:
             self._program.end(settings.COMMAND_KILL_SECONDS)
 
     def _time_out(self) -> None:
@@ -299,8 +299,10 @@ class CommandRun:
         program, folder = self._program, self._leaving
         assert program is not None
         assert folder is not None
-        for helper in others:
-            helper.cancel()
+        async with self._turn:
+            # Nothing is being taken, which would be lost, or told.
+            for helper in others:
+                helper.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         self._loop.remove_reader(program.master)
         self._paused = True
@@ -321,7 +323,7 @@ class CommandRun:
             "worker": self.hold.worker,
             "attempt": self.hold.attempt,
             "tail": self._tail.decode("latin-1"),
-            "untyped": self._untyped.decode("latin-1"),
+            "untyped": [piece.decode("latin-1") for piece in self._untyped],
             "modes": [self._modes.bracketed_paste, self._modes.application_keys],
             "waiting": self._waiting,
         }
@@ -454,7 +456,7 @@ class CommandRun:
                     await self.bell.wait()
             self.bell.clear()
             killed, waiting = await self._database.surely(_wishes, task_id=self.hold.task_id)
-            if killed:
+            if killed and not self._ending:
                 self._end(None)
             if waiting:
                 self._inputs.set()
@@ -465,17 +467,27 @@ class CommandRun:
         while True:
             await self._inputs.wait()
             self._inputs.clear()
-            await self._put(b"")
+            await self._put()
             while (given := await self._take()) is not None:
+                # From here to the first byte nothing is waited for: who hands over finds either all of it in the queue or in here.
                 if given.kind == InputKind.RESIZE:
                     self._resize(given.rows, given.cols)
                 elif given.kind == InputKind.KEYS:
-                    await self._press(given.keys)
+                    self._typist.keys()
+                    self._untyped += [
+                        keys.pressed([name], application=self._modes.application_keys) for name in given.keys
+                    ]
                 else:
-                    await self._put_text(given.text.encode(errors="surrogatepass"), enter=given.submit)
+                    line = self._line()
+                    text = given.text.encode(errors="surrogatepass")
+                    self._untyped.append(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
+                    if given.submit:
+                        self._untyped.append(self._typist.enter(line))
+                await self._put()
 
     async def _take(self) -> task_inputs.Input | None:
         async with self._turn:
+            # If the database went away in the very commit, the line may be gone: rather not typed than typed twice.
             given = await self._database.surely(task_inputs.take_input, hold=self.hold, now=timezone.now())
             if given is not None and given.kind != InputKind.RESIZE:
                 if given.finishes:
@@ -486,30 +498,21 @@ class CommandRun:
                     self._echo_until = self._loop.time() + ECHO_SECONDS
             return given
 
-    async def _press(self, names: tuple[str, ...]) -> None:
-        self._typist.keys()
-        for name in names:
-            await self._put(keys.pressed([name], application=self._modes.application_keys))
-            if name == "escape":
-                # What comes right behind it would be taken for the rest of a sequence.
-                await asyncio.sleep(ESCAPE_SECONDS)
+    async def _put(self) -> None:
+        """Write what is to be typed to the terminal, as fast as the program takes it."""
+        while self._untyped:
+            piece = self._untyped[0]
+            await self._put_piece()
+            self._untyped.pop(0)
+            if self._untyped and not self._line().canonical:
+                await asyncio.sleep(ESCAPE_SECONDS if piece == keys.KEYS["escape"] else PIECE_SECONDS)
 
-    async def _put_text(self, text: bytes, *, enter: bool) -> None:
-        line = self._line()
-        await self._put(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
-        if enter:
-            if not line.canonical:
-                await asyncio.sleep(ENTER_SECONDS)
-            await self._put(self._typist.enter(line))
-
-    async def _put(self, data: bytes) -> None:
-        """Write to the terminal, as fast as the program takes it."""
+    async def _put_piece(self) -> None:
         program = self._program
         assert program is not None
-        self._untyped += data
-        while self._untyped:
+        while piece := self._untyped[0]:
             try:
-                self._untyped = self._untyped[os.write(program.master, self._untyped[:TURN_BYTES]) :]
+                self._untyped[0] = piece[os.write(program.master, piece[:TURN_BYTES]) :]
             except BlockingIOError:
                 writable = asyncio.Event()
                 self._loop.add_writer(program.master, writable.set)
@@ -519,7 +522,7 @@ class CommandRun:
                     self._loop.remove_writer(program.master)
             except OSError:
                 # Nobody has the terminal open: nobody will read it.
-                self._untyped = b""
+                self._untyped[0] = b""
 
     def _line(self) -> Line:
         assert self._program is not None

@@ -154,7 +154,12 @@ def keep(control: socket.socket) -> None:
                 worker_there = False
                 poller.unregister(control)
             for theirs in descriptors:
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError:
+                    # The worker sees the socket closed.
+                    os.close(theirs)
+                    continue
                 if pid == 0:
                     control.close()
                     os.close(wake)
