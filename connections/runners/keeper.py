@@ -48,6 +48,8 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 #: Seconds that what a program leaves behind gets to end after SIGTERM.
 LEFTOVERS_SECONDS = 0.5
+#: What SIGKILL has not ended after this time belongs to another user (``sudo``), or hangs in the kernel. It is left alone with the hangup of its terminal.
+STUBBORN_SECONDS = 5.0
 #: While something is being killed it is looked again this often: a new child announces itself to nobody.
 SWEEP_SECONDS = 0.05
 
@@ -334,6 +336,9 @@ class Supervisor:
             self.kill_within(min(LEFTOVERS_SECONDS, self.grace))
         if self.children and self.kill_at is not None and now >= self.kill_at:
             self.signal_all(signal.SIGKILL)
+            if now >= self.kill_at + STUBBORN_SECONDS:
+                self.children = False
+                self.status = signal.SIGKILL if self.status is None else self.status
 
     def patience(self) -> float | None:
         """Milliseconds until something is due by itself."""
