@@ -546,7 +546,8 @@ def test_nothing_of_a_hundred_commands_is_left_in_the_worker(own: Commands) -> N
         own.kill(task)
         own.wait(task, "killed")
     until(lambda: list(children(worker).values()) == ["S"], 20, "a process is left")
-    until(lambda: all(now <= then for now, then in zip(descriptors(), before, strict=True)), 20)
+    # A few are opened when they are first needed (files of the database); one for each command would be ninety.
+    until(lambda: all(now <= then + 9 for now, then in zip(descriptors(), before, strict=True)), 20)
 
 
 @pytest.mark.parametrize("how", ["finish", "interrupt", "handover"])
