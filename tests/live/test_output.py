@@ -76,13 +76,14 @@ class Work:
             body = json.loads(answer.read())
             assert answer.status == 200, body
             self.place = body["next"]
+        # It opens again by itself.
+        self._link.close()
 
     def end(self, **how: Any) -> None:
         status, shown, _ = call(
             self.node, "POST", f"/api/work/{self.id}/status", {**self.hold, "status": "completed", **how}
         )
         assert status == 200, shown
-        self._link.close()
 
 
 class Output(Stream):
