@@ -323,7 +323,10 @@ def test_C60_who_may_only_look_kills_nothing_in_the_administration(
 
 
 def test_C30_a_report_is_sent_again_from_the_administration(browser: Client, owner: User) -> None:
-    row, without = _task_of(owner, hook_url="https://hook.example/in", hook_secret="whsec_x"), _task_of(owner)
+    row, without = (
+        _task_of(owner, hook_url="https://hook.example/in", hook_secret=hooks.new_secret()),
+        _task_of(owner),
+    )
     for _ in range(2):
         hold = tasks.claim(worker="w", kinds=["build"], now=timezone.now())
         assert hold is not None
