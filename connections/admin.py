@@ -6,35 +6,42 @@ Staff without superuser rights see what they may see in the dashboard (``access.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ActionForm
 from django.contrib.admin.utils import quote
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db.models import Model, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Length
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from connections import access, inputs, registry, tasks, transitions
+from connections import access, hooks, inputs, payloads, registry, tasks, transitions
 from connections.access import Principal
 from connections.errors import translate
 from connections.models import (
     OPERATE,
     ApiKey,
+    Capacity,
     Credential,
     HealthCheck,
+    HookDelivery,
     IdempotentAnswer,
     LoginFlow,
     ManagedAuthConnection,
     Profile,
+    SiteCircuit,
     Submission,
     Task,
     TaskInput,
+    TaskOutput,
 )
 from connections.states import FlowStatus, FlowStep
 from events.admin import AppendOnlyAdmin, ReadableAdmin, goes_with_its_user
@@ -49,6 +56,8 @@ REFUSALS = (
     transitions.LoginInProgress,
     transitions.FlowOver,
     tasks.InvalidTransition,
+    tasks.TaskOver,
+    hooks.NoHook,
     registry.NameTaken,
     access.NotFound,
     access.Forbidden,
@@ -620,6 +629,12 @@ class LoginFlowAdmin(ReadOnlyAdmin):
         )
 
 
+class ReasonForm(ActionForm):
+    """Beside the choice of an action."""
+
+    reason = forms.CharField(max_length=500, required=False, label="Reason")
+
+
 @admin.register(Task)
 class TaskAdmin(ReadOnlyAdmin):
     list_display = (
@@ -633,10 +648,11 @@ class TaskAdmin(ReadOnlyAdmin):
         "leased_by",
         "created_at",
     )
-    list_filter = ("status", "kind", ("created_at", admin.DateFieldListFilter))
+    list_filter = ("status", "kind", "error_code", ("created_at", admin.DateFieldListFilter))
     search_fields = ("id", "title", "connection__id", "connection__domain", "leased_by", "error")
     list_select_related = ("owner", "connection__profile", "flow")
-    actions = ("cancel_login",)
+    action_form = ReasonForm
+    actions = ("cancel_login", "kill", "redeliver_hook")
     fields = (
         "id",
         "kind",
@@ -645,6 +661,11 @@ class TaskAdmin(ReadOnlyAdmin):
         "owner",
         "connection_page",
         "flow",
+        "parent",
+        "labels",
+        "what",
+        "timeout_seconds",
+        "created_by",
         "attempts",
         "leased_by",
         "lease_expires_at",
@@ -652,8 +673,19 @@ class TaskAdmin(ReadOnlyAdmin):
         "created_at",
         "started_at",
         "finished_at",
+        "last_activity_at",
+        "prompt",
+        "inputs_waiting",
+        "output_bytes",
+        "output_dropped",
         "exit_code",
+        "signal",
+        "error_code",
         "error",
+        "kill_requested_at",
+        "kill_requested_by",
+        "kill_reason",
+        "hook",
         "version",
     )
 
@@ -663,6 +695,16 @@ class TaskAdmin(ReadOnlyAdmin):
     @admin.display(description="connection", ordering="connection")
     def connection_page(self, row: Task) -> str | SafeString:
         return dashboard_link(row.connection_id, row.connection)
+
+    @admin.display(description="what is done")
+    def what(self, row: Task) -> str:
+        return json.dumps(row.spec, ensure_ascii=False) if row.spec else NEVER
+
+    @admin.display(description="hook")
+    def hook(self, row: Task) -> str:
+        """Where the report goes, without what may be a token."""
+        shown = payloads.task(row)["hook"]
+        return f"{shown['url']} ({shown['state'] or 'when it ends'})" if shown else NEVER
 
     @admin.action(description="Cancel the login", permissions=["operate"])
     def cancel_login(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -674,6 +716,98 @@ class TaskAdmin(ReadOnlyAdmin):
             )
 
         self.for_each(request, queryset, cancel, "logins canceled")
+
+    @admin.action(description="Kill, for the reason beside", permissions=["operate"])
+    def kill(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        reason = request.POST.get("reason", "").replace("\0", "").strip() or "Killed in the administration."
+        self.for_each(
+            request,
+            queryset,
+            lambda row, actor: transitions.kill_task(
+                task_id=row.pk, actor=actor, reason=reason, now=timezone.now()
+            ),
+            "tasks are killed, or about to be",
+        )
+
+    @admin.action(description="Send the report to the hook again", permissions=["operate"])
+    def redeliver_hook(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        self.for_each(
+            request,
+            queryset,
+            lambda row, actor: hooks.redeliver(task_id=row.pk, actor=actor.name, now=timezone.now()),
+            "reports are sent again",
+        )
+
+
+@admin.register(TaskOutput)
+class TaskOutputAdmin(ReadOnlyAdmin):
+    """How much was written when. What it was is on the page of the task, and in the API."""
+
+    owner_path = "task__owner_id"
+    list_display = ("__str__", "task", "start", "size", "at")
+    list_filter = (("at", admin.DateFieldListFilter),)
+    search_fields = ("task__id", "task__title")
+    list_select_related = ("task",)
+    ordering = ("-pk",)
+    fields = ("task", "start", "size", "at")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).defer("data").annotate(size=Length("data"))
+
+    @admin.display(description="bytes")
+    def size(self, row: Any) -> int:
+        return int(row.size)
+
+
+@admin.register(HookDelivery)
+class HookDeliveryAdmin(ReadOnlyAdmin):
+    """Reports of ended tasks to their hooks. Sent again from the page of the tasks."""
+
+    owner_path = "task__owner_id"
+    list_display = ("id", "task", "state", "attempts", "last_status", "next_attempt_at", "delivered_at")
+    list_filter = ("state", "last_status", ("created_at", admin.DateFieldListFilter))
+    search_fields = ("id", "task__id", "task__title", "last_error")
+    list_select_related = ("task",)
+    fields = (
+        "id",
+        "task",
+        "state",
+        "attempts",
+        "next_attempt_at",
+        "leased_by",
+        "lease_expires_at",
+        "last_status",
+        "last_error",
+        "delivered_at",
+        "created_at",
+        "updated_at",
+    )
+
+
+class SuperuserAdmin(AppendOnlyAdmin):
+    """Rows that have no owner whom they could be shown to."""
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(request.user.is_superuser)
+
+
+@admin.register(Capacity)
+class CapacityAdmin(SuperuserAdmin):
+    """Rows that are locked while something is counted. They hold nothing."""
+
+    list_display = ("name",)
+    search_fields = ("name",)
+    fields = ("name",)
+
+
+@admin.register(SiteCircuit)
+class SiteCircuitAdmin(SuperuserAdmin):
+    """Sites whose profiles are not checked at present, because checks there could not tell."""
+
+    list_display = ("domain", "failures", "retry_at", "updated_at")
+    list_filter = (("retry_at", admin.EmptyFieldListFilter),)
+    search_fields = ("domain",)
+    fields = ("domain", "failures", "retry_at", "updated_at")
 
 
 @admin.register(HealthCheck)
@@ -704,24 +838,35 @@ class SubmissionAdmin(ReadOnlyAdmin):
 
 @admin.register(TaskInput)
 class TaskInputAdmin(ReadOnlyAdmin):
-    """Who sent which line when. The text is encrypted until the task takes it, and erased then."""
+    """Who sent what when. It is encrypted until the task takes it, and erased then."""
 
     owner_path = "task__owner_id"
-    list_display = ("__str__", "task", "submitted_by", "byte_count", "created_at", "taken_at")
-    list_filter = (("created_at", admin.DateFieldListFilter), ("taken_at", admin.EmptyFieldListFilter))
+    list_display = ("__str__", "task", "kind", "submitted_by", "byte_count", "created_at", "taken_at")
+    list_filter = (
+        "kind",
+        ("created_at", admin.DateFieldListFilter),
+        ("taken_at", admin.EmptyFieldListFilter),
+    )
     search_fields = ("task__id", "message_id", "submitted_by")
     list_select_related = ("task",)
-    fields = ("task", "number", "message_id", "byte_count", "submitted_by", "created_at", "taken_at")
+    fields = (
+        "task",
+        "number",
+        "kind",
+        "submit",
+        "message_id",
+        "byte_count",
+        "submitted_by",
+        "created_at",
+        "taken_at",
+    )
 
 
 @admin.register(IdempotentAnswer)
-class IdempotentAnswerAdmin(AppendOnlyAdmin):
-    """Which requests were answered already. For superusers: the rows have no owner that they could be shown to."""
+class IdempotentAnswerAdmin(SuperuserAdmin):
+    """Which requests were answered already."""
 
     list_display = ("scope", "key", "status_code", "created_at")
     list_filter = ("status_code", ("created_at", admin.DateFieldListFilter))
     search_fields = ("scope", "key")
     fields = ("scope", "key", "status_code", "created_at")
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(request.user.is_superuser)

@@ -9,12 +9,12 @@ import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import parse_qs
 
 from django.conf import settings
 from django.contrib.auth import get_user
-from django.contrib.sessions.backends.db import SessionStore
 from django.http import HttpRequest, parse_cookie
 from django.utils import timezone
 
@@ -45,12 +45,18 @@ def query_of(scope: Any) -> dict[str, str]:
 
 
 def session_principal(headers: dict[str, str]) -> Principal | None:
-    """The user of the session cookie, checked as Django's middleware checks it (password changes end sessions)."""
+    """The user of the session cookie, checked as Django's middleware checks it (password changes end sessions).
+
+    Only for our own pages: a browser also adds the cookie to what a page of a neighbour asks for (the same host on another port), and
+    opening a stream makes a client.
+    """
+    if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        return None
     key = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
     if not key:
         return None
     request = HttpRequest()
-    request.session = SessionStore(key)
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(key)
     return of_request_user(get_user(request), key)
 
 

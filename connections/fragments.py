@@ -11,15 +11,16 @@ import dataclasses
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.template.loader import render_to_string
 
-from connections import task_picture
+from connections import health, task_picture
 from connections.access import Principal
 from connections.chips import Chip
-from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections.models import HealthCheck, LoginFlow, ManagedAuthConnection, SiteCircuit, Task
 from connections.payloads import hosted_url
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
 from connections.task_picture import STATUS_CHIP, Moment
@@ -176,6 +177,27 @@ class Picture:
     @property
     def check_minutes(self) -> int:
         return round(self.connection.health_check_interval / 60)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the clock checks it."""
+        return health.is_checked(self.connection)
+
+    @property
+    def not_checked(self) -> str:
+        """Why the clock does not check it, where that is wanted."""
+        if not self.signed_in:
+            return "not while it is signed out"
+        return "there is no page to look at" if not self.checked else ""
+
+    @cached_property
+    def circuit(self) -> SiteCircuit | None:
+        """The open circuit of its site. One query, when a page asks for it."""
+        return health.circuit(self.connection.domain) if self.checked else None
+
+    @property
+    def reauth_given_up(self) -> bool:
+        return bool(self.connection.reauths_failed >= health.REAUTH_LIMIT)
 
 
 # ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -653,6 +675,15 @@ def entries(events: Sequence[Event]) -> list[Entry]:
     return [entry(event, labels=labels) for event in events]
 
 
+def _told_check(check: HealthCheck) -> tuple[Chip, str]:
+    if check.status is None:
+        chip = Chip(shape="?", tone="idle", word="Could not tell")
+        return chip, f"health check: could not tell. {check.reason}".rstrip()
+    if check.status == ConnectionStatus.AUTHENTICATED:
+        return Chip(shape="✔", tone="done", word="Checked"), "health check: still signed in"
+    return Chip(shape="○", tone="idle", word="Checked"), "health check: not signed in any more"
+
+
 def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[Entry]:
     """What happened in the latest attempt, oldest first; of a connection without one, what happened to it at all."""
     rows = Event.objects.filter(topic=f"connection:{connection.id}")
@@ -660,11 +691,17 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
         rows = rows.filter(at__gte=flow.started_at)
     events = list(rows.exclude(name__in=PASSING).order_by("-id")[:TIMELINE_EVENTS])[::-1]
     labels = {f"connection:{connection.id}": str(connection)}
+    # A check tells that the connection has changed; what it saw is in a row of the same moment.
+    changes = [event.at for event in events if event.name == "connection.updated"]
+    checks = {check.checked_at: check for check in connection.checks.filter(checked_at__in=changes)}
     told: list[Entry] = []
     seen_flow = False
     for event in events:
         took = round((event.at - told[-1].at).total_seconds()) if told else None
         told.append(entry(event, labels=labels, first=not seen_flow, took=took))
+        if event.name == "connection.updated" and event.at in checks:
+            chip, text = _told_check(checks[event.at])
+            told[-1] = dataclasses.replace(told[-1], chip=chip, text=text)
         seen_flow = seen_flow or event.name == "flow.state"
     return told
 
@@ -736,15 +773,11 @@ _CLIENT_CHIP = {
     ClientState.CLOSED: Chip(shape="–", tone="idle", word="Disconnected"),
 }
 _LOST = Chip(shape="○", tone="waiting", word="Lost contact")
-#: A lag is counted up to here.
-MAX_LAG = 1000
-#: What the position of a stream may be older than the moment that it was written down.
-LAG_GRACE = dt.timedelta(seconds=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tab:
-    """A client as its row shows it. ``lag``: events that its stream had not been handed when that was last looked at."""
+    """A client as its row shows it. ``lag``: see :func:`events.clients.lag`."""
 
     client: Client
     chip: Chip
@@ -800,13 +833,6 @@ def _sees(watches: Sequence[str]) -> str:
     return _and(found) if found else "everything"
 
 
-def _lag(client: Client) -> int:
-    if client.sent_cursor is None or client.last_seen_at is None:
-        return 0
-    missed = Event.objects.filter(id__gt=client.sent_cursor, at__lt=client.last_seen_at - LAG_GRACE)
-    return missed[:MAX_LAG].count()
-
-
 def tab(client: Client, now: dt.datetime) -> Tab:
     """``now``: by the database's clock."""
     live = clients.seems_live(client, now)
@@ -817,7 +843,7 @@ def tab(client: Client, now: dt.datetime) -> Tab:
         live=live and client.state == ClientState.LIVE,
         browser=browser_of(client.user_agent),
         sees=_sees(client.watches),
-        lag=_lag(client) if live else 0,
+        lag=clients.lag(client, now),
     )
 
 

@@ -936,10 +936,13 @@ class WorkPrompt(Closed):
     replies = WorkReply(many=True, required=False, max_length=20)  # type: ignore[call-arg]
 
 
+WORK_STATUSES = ("running", "waiting_for_input", "completed", "failed")
+
+
 class WorkStatus(_Held):
     """What the program is doing now, or how it ended. ``prompt`` belongs to waiting, the members about the end to the end."""
 
-    status = OneOf(["running", "waiting_for_input", "completed", "failed"])
+    status = OneOf(WORK_STATUSES)
     prompt = WorkPrompt(required=False)
     exit_code = Whole(required=False, min_value=-(2**31), max_value=2**31 - 1)
     error_code = Text(required=False, max_length=40)

@@ -83,10 +83,14 @@ class ReceiptShape(TypedDict):
     task_id: str
 
 
+class ClaimedTaskShape(payloads.TaskShape):
+    """What is to be done."""
+
+
 class ClaimedShape(TypedDict):
     """A task to do. ``worker`` and ``attempt`` go with everything that is said of it from now on."""
 
-    task: payloads.TaskShape
+    task: ClaimedTaskShape
     attempt: int
     worker: str
     lease_expires_at: str
@@ -152,6 +156,7 @@ _ENUMS: dict[tuple[type, str], type] = {
     (payloads.TaskShape, "status"): TaskStatus,
     (payloads.TaskCreatedShape, "status"): TaskStatus,
     (payloads.TaskDetailShape, "status"): TaskStatus,
+    (ClaimedTaskShape, "status"): TaskStatus,
     (payloads.TaskInputShape, "kind"): InputKind,
     (payloads.HookShape, "state"): HookState,
     (payloads.ClientShape, "state"): ClientState,

@@ -189,10 +189,13 @@ class Reader:
         )
         found = self._frames.get(key)
         if found is None:
-            found = _frame(await self._bytes(task_id, start, end), start, strip=strip, final=final)
-            self._frames[key] = found
-            if len(self._frames) > FRAMES_KEPT:
-                self._frames.popitem(last=False)
+            data = await self._bytes(task_id, start, end)
+            # Others have waited for the same bytes; the first of them makes the frame.
+            found = self._frames.get(key)
+            if found is None:
+                found = self._frames[key] = _frame(data, start, strip=strip, final=final)
+                if len(self._frames) > FRAMES_KEPT:
+                    self._frames.popitem(last=False)
         return found
 
     async def _bytes(self, task_id: str, start: int, end: int) -> bytes:

@@ -31,7 +31,7 @@ from django.utils import timezone
 
 from events import log, metrics
 from events.envelope import SIGNALS, Change, topic_of
-from events.models import Claim, Client, Presence
+from events.models import Claim, Client, Event, Presence
 from events.signals import status_changed
 from events.states import CLIENT_ARROWS, ClientState
 
@@ -54,6 +54,10 @@ LAPSED = ("its server process ended", "its lease ran out")
 PER_OWNER = 500
 #: Rows that one sweep deals with at a time.
 LIMIT = 200
+#: A lag is counted up to here.
+MAX_LAG = 1000
+#: What the position of a stream may be older than the moment that it was written down.
+LAG_GRACE = dt.timedelta(seconds=1)
 
 
 class Unknown(Exception):
@@ -1013,6 +1017,14 @@ def be_present(*, caller: Caller, cid: str, subject: str, audience: int, doing: 
 def seems_live(row: Client, now: dt.datetime) -> bool:
     """Whether its stream is open as far as can be told: a lease that ran out and was not found yet is not."""
     return row.lease_expires_at is not None and row.lease_expires_at > now
+
+
+def lag(row: Client, now: dt.datetime) -> int:
+    """Events that its stream had not been handed when that was last looked at, at most MAX_LAG; 0 for a client without a stream."""
+    if not seems_live(row, now) or row.sent_cursor is None or row.last_seen_at is None:
+        return 0
+    missed = Event.objects.filter(id__gt=row.sent_cursor, at__lt=row.last_seen_at - LAG_GRACE)
+    return missed[:MAX_LAG].count()
 
 
 def visible_to(audiences: Collection[int] | None) -> Any:

@@ -560,9 +560,9 @@ class Course:
         try:
             # Two checks in a heartbeat, each of which may take an answer of the last half: revoked is seen within one.
             return await self._stream.authorise(within=self._beat * 0.45)
-        except DatabaseFailed:
+        except DatabaseFailed as error:
             # A passing fault ends no session; the next check asks again.
-            logger.exception("a stream could not be checked: the database does not answer")
+            logger.warning("a stream could not be checked: the database does not answer (%r)", error)
             return self._grant
         except Refused as refused:
             if refused.status >= 500:
@@ -611,8 +611,11 @@ class Course:
             # A database that takes its time must not silence the stream: whoever looks is asked again, and what it reads is shared.
             async with asyncio.timeout(LOOK_SECONDS):
                 return await look()
-        except (DatabaseFailed, TimeoutError):
-            logger.exception("a stream cannot read what it needs; trying again in %s s", RETRY_SECONDS)
+        except (DatabaseFailed, TimeoutError) as error:
+            # One line for each stream that waits: where it waits is always here, and a thousand tracebacks would hide what else is wrong.
+            logger.warning(
+                "a stream cannot read what it needs (%r); trying again in %s s", error, RETRY_SECONDS
+            )
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return None
 

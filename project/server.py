@@ -5,13 +5,15 @@ of 256 MiB). Here a stream gets a ``Wire``, which takes bytes only while the tra
 On SIGTERM Daphne cancels its applications at once; here the open streams are ended first.
 
 Daphne also hands a request to its application only when the whole body is there, and holds all of it until then. Here a body over
-``settings.MAX_BODY_BYTES`` is refused by the connection itself: from its declared length, or while its chunks arrive.
+``settings.MAX_BODY_BYTES`` is refused by the connection itself: from its declared length, or while its chunks arrive. And a request has
+ARRIVAL_SECONDS to arrive, all of it together.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -34,6 +36,7 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.db import connection as database
 from twisted.internet import defer, reactor
+from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.tcp import Server as TCPServer
 from twisted.web.http import HTTPChannel
@@ -57,6 +60,25 @@ FINISH_SECONDS = 5.0
 LAST_FLUSH_SECONDS = 1.0
 #: How long a client whose body was refused may go on sending, unheard, before the connection is cut.
 LINGER_SECONDS = 5
+#: How long a request may take from its first byte to its last. Twisted's own patience of 60 s begins anew with every byte.
+ARRIVAL_SECONDS = 60
+
+
+class StreamTransport(TCPServer):
+    """What a connection's transport is while it carries a stream: it is full as soon as anything waits in it.
+
+    Twisted has one number for what it puts aside before it says so and for what it reads at a time. Nothing read would be taken for the
+    end of the connection, so one byte too many from the client would end its stream.
+    """
+
+    bufferSize = 0  # noqa: N815 (Twisted's name)
+
+    def doRead(self) -> Any:  # noqa: N802
+        try:
+            data = self.socket.recv(TCPServer.bufferSize)
+        except OSError as error:
+            return None if error.errno == errno.EWOULDBLOCK else ConnectionLost()
+        return self._dataReceived(data)
 
 
 @implementer(IPushProducer)
@@ -65,14 +87,15 @@ class Wire:
 
     Twisted's own ``write`` only puts bytes aside and has the reactor come back for them: three times the cost of the system call, for
     each stream and event. Here the bytes go to the socket in the caller's step, and only what it does not take goes to the transport. The
-    transport tells when it is empty again (a push producer, with ``bufferSize`` 0 instead of 64 KiB), so a reader that takes nothing costs
-    at most what was written last.
+    transport tells when it is empty again (a push producer; see StreamTransport), so a reader that takes nothing costs at most what was
+    written last.
     """
 
     __slots__ = ("_callback", "_channel", "_chunked", "_free", "_opened", "_send", "_socket")
 
     def __init__(self, request: Request) -> None:
         self._channel = request.channel
+        self._channel.streaming = True
         self._chunked = False
         self._socket: socket.socket | None = None
         #: The socket's own method; None while nothing may be written with it.
@@ -82,8 +105,9 @@ class Wire:
         self._opened: asyncio.Future[None] | None = None
         self._callback: Callable[[], None] | None = None
         transport = self._channel.transport
-        if isinstance(transport, TCPServer) and not getattr(transport, "TLS", False):
-            transport.bufferSize = 0
+        if type(transport) is TCPServer and not getattr(transport, "TLS", False):
+            # Its own class, and not its own attributes: those would cost every stream some hundred bytes.
+            transport.__class__ = StreamTransport
             self._socket = transport.socket
             self._send = transport.socket.send
             # The kernel counts twice this. What it holds for a reader that takes nothing is memory, too.
@@ -134,7 +158,8 @@ class Wire:
     def release(self) -> None:
         """The stream is over; the connection may go on with other requests."""
         if self._socket is not None and self._channel.transport is not None:
-            self._channel.transport.bufferSize = TCPServer.bufferSize
+            self._channel.transport.__class__ = TCPServer
+        self._channel.streaming = False
         self._send = None
 
     @property
@@ -180,34 +205,69 @@ def _chunk(data: bytes) -> bytes:
 
 
 class Channel(HTTPChannel):
-    """A connection that can refuse the body it is about to read, or is reading."""
+    """A connection that can refuse what it is about to read, or is reading, and that does not wait for ever for the rest."""
 
     # Twisted's own types name interfaces that say less than what is there.
     transport: Any
     _networkProducer: Any  # noqa: N815
+    _handlingRequest: bool  # noqa: N815
 
+    #: A stream is on it. What the client says meanwhile could be answered in an hour: it is thrown away, and with it the connection when
+    #: the stream is over. Twisted would keep it, and without a limit while the client reads nothing.
+    streaming = False
     _refused = False
+    #: Ends the patience with the request that is arriving.
+    _patience: Any = None
 
-    def refuse(self) -> None:
-        """Answer 413 and hear nothing more of this client.
+    def refuse(self, answer: bytes) -> None:
+        """Send the answer and hear nothing more of this client.
 
         A socket that is closed while bytes arrive resets the connection, and the client may lose the answer it was sent. So only
         the own side is closed, and what still arrives is thrown away until the client closes too, or its time is over.
         """
         self._refused = True
         self.persistent = False
+        self.arrived()
         self.setTimeout(None)
         # connectionLost cancels it.
         self._abortingCall = self.callLater(LINGER_SECONDS, self.forceAbortClient)
         # Answers to earlier requests that were not read yet may have paused the reading, and would hold the end back.
         self._networkProducer.unregisterProducer()
         self._networkProducer.resumeProducing()
-        self.transport.write(_too_large())
+        self.transport.write(answer)
         self.transport.loseWriteConnection()
 
+    def arrived(self) -> None:
+        """The request that was arriving is there, or nobody waits for it any more."""
+        patience, self._patience = self._patience, None
+        if patience is not None:
+            patience.cancel()
+
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 (Twisted's name)
-        if not self._refused:
+        if self.streaming:
+            self.persistent = False
+        elif not self._refused:
+            if self._patience is None and not self._handlingRequest:
+                self._patience = self.callLater(ARRIVAL_SECONDS, self._out_of_patience)
             super().dataReceived(data)
+
+    def _out_of_patience(self) -> None:
+        self._patience = None
+        self.timeoutConnection()
+
+    def connectionLost(self, reason: Any = None) -> None:  # noqa: N802
+        self.arrived()
+        super().connectionLost(reason)
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802
+        # Twisted closes without a word, and clients take that for a fault that passes.
+        self.refuse(
+            _answer(
+                "431 Request Header Fields Too Large",
+                "headers_too_large",
+                f"A line of a request can have at most {self.MAX_LENGTH} bytes.",
+            )
+        )
 
     def rawDataReceived(self, data: bytes) -> None:  # noqa: N802
         if not self._refused:
@@ -250,12 +310,15 @@ class Request(WebRequest):
         # No WebSockets here. A server may overlook what it is offered (RFC 9110, section 7.8): the answer is that to a plain request.
         self.requestHeaders.removeHeader(b"Upgrade")
         if not self._refused:
+            self.channel.arrived()
             super().requestReceived(command, path, version)
 
     def _refuse(self) -> None:
         self._refused = True
         self.content.close()
-        self.channel.refuse()
+        # As project.middleware.body_limit says it; under Daphne nothing of Django runs before the body is complete.
+        message = f"A body can have at most {settings.MAX_BODY_BYTES} bytes."
+        self.channel.refuse(_answer("413 Request Entity Too Large", "payload_too_large", message))
 
 
 class Factory(HTTPFactory):
@@ -269,12 +332,11 @@ class Factory(HTTPFactory):
         return channel
 
 
-def _too_large() -> bytes:
-    """As ``project.middleware.body_limit`` says it; under Daphne nothing of Django runs before the body is complete."""
-    message = f"A body can have at most {settings.MAX_BODY_BYTES} bytes."
-    body = json.dumps({"code": "payload_too_large", "message": message}).encode()
+def _answer(status: str, code: str, message: str) -> bytes:
+    """A whole answer with the contract's error body, the last one on its connection."""
+    body = json.dumps({"code": code, "message": message}).encode()
     head = (
-        "HTTP/1.1 413 Request Entity Too Large\r\n"
+        f"HTTP/1.1 {status}\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n"
         "X-Content-Type-Options: nosniff\r\n"

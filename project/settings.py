@@ -156,6 +156,7 @@ STORAGES = {
 # Serve from the source folders when nothing was collected: `make run` needs no collectstatic.
 WHITENOISE_USE_FINDERS = True
 
+SESSION_ENGINE = "project.sessions"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = USE_HTTPS
@@ -195,6 +196,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "TaskStatusEnum": "connections.states.TaskStatus.values",
+        "WorkStatusEnum": "connections.inputs.WORK_STATUSES",
+    },
 }
 
 # The domain's own limits; each is a knob of project/env.py.

@@ -31,6 +31,7 @@ ASYNC_ROOMS = (
     "connections/runners/",
     "connections/worker.py",
     "connections/consumers.py",
+    "connections/task_streams.py",
     "events/waker.py",
     "events/units.py",
     "events/operations.py",

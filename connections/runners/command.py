@@ -67,6 +67,8 @@ RARELY_SECONDS = 5.0
 QUIET_TIMES = 5
 #: Between a text and its Enter, where the program reads keys: what comes in one piece looks as if it was pasted.
 ENTER_SECONDS = 0.03
+#: After the key Escape.
+ESCAPE_SECONDS = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -468,8 +470,7 @@ class CommandRun:
                 if given.kind == InputKind.RESIZE:
                     self._resize(given.rows, given.cols)
                 elif given.kind == InputKind.KEYS:
-                    self._typist.keys()
-                    await self._put(keys.pressed(given.keys, application=self._modes.application_keys))
+                    await self._press(given.keys)
                 else:
                     await self._put_text(given.text.encode(errors="surrogatepass"), enter=given.submit)
 
@@ -484,6 +485,14 @@ class CommandRun:
                 else:
                     self._echo_until = self._loop.time() + ECHO_SECONDS
             return given
+
+    async def _press(self, names: tuple[str, ...]) -> None:
+        self._typist.keys()
+        for name in names:
+            await self._put(keys.pressed([name], application=self._modes.application_keys))
+            if name == "escape":
+                # What comes right behind it would be taken for the rest of a sequence.
+                await asyncio.sleep(ESCAPE_SECONDS)
 
     async def _put_text(self, text: bytes, *, enter: bool) -> None:
         line = self._line()

@@ -132,7 +132,7 @@ class Modes:
 # ── A piece that stands for itself ─────────────────────────────────────────────────────────────────────────────────
 
 #: A string (a window title, an image) that is longer is given up: so much of it is dropped, and what follows is text.
-LONGEST = 16_384
+LONGEST_TEXT = 16_384
 
 # A group matches where a sequence is complete. One that breaks off in the middle, because something follows that cannot belong to it, is dropped as
 # far as it went.
@@ -143,7 +143,7 @@ _SEQUENCE = re.compile(
     rb"|[PX^_][^\x18\x1a\x1b]{0,%d}(\x1b\\|[\x18\x1a])?"  # DCS, SOS, PM, APC
     rb"|[ -/]{1,16}([0-~])?"  # character sets
     rb"|([0-~])"
-    rb"|)" % (LONGEST, LONGEST)
+    rb"|)" % (LONGEST_TEXT, LONGEST_TEXT)
 )
 
 

@@ -4,8 +4,8 @@ A terminal is not a pipe. In canonical mode (the ordinary one, in which lines ca
 has beyond 4,095 bytes. So control characters are quoted with VLNEXT (``^V``), and a long line is handed over in parts with VEOF (``^D``): the program reads
 them one after the other, as it would read from a pipe. (A program that reads a terminal byte by byte, as a shell's ``read`` does, takes the end
 of a part for the end of its input: for such a one a line of more than 4,000 bytes is too long.) In the other modes the program itself gets every byte, but for
-those that the terminal turns into signals where the program left that on. One that asked for bracketed paste gets the text between its marks, so that it knows
-it from keys.
+those that the terminal turns into signals where the program left that on. One that asked for bracketed paste gets a text with line ends or other control
+characters between its marks, so that it knows them from keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ PART_BYTES = 4001
 _IFLAG, _LFLAG, _CC = 0, 3, 6
 #: Controls that no terminal acts on.
 _HARMLESS = frozenset(b"\t\n")
-_CONTROLS = frozenset([*range(0x20), 0x7F]) - _HARMLESS
+_ALL_CONTROLS = frozenset([*range(0x20), 0x7F])
+_CONTROLS = _ALL_CONTROLS - _HARMLESS
 _DISABLED = b"\0"
 
 
@@ -96,9 +97,10 @@ class Typist:
         """What to write so that the program reads ``text``. No Enter is added."""
         if not line.canonical:
             self._begun = 0
-            if bracketed and text and PASTE_END not in text:
+            # Plain words are typed, as a person would: an editor takes them for what they mean to it. With the end mark inside, the paste
+            # would end early, and the rest would count as keys: then better all of it.
+            if bracketed and not _ALL_CONTROLS.isdisjoint(text) and PASTE_END not in text:
                 return PASTE_BEGIN + text + PASTE_END
-            # With the end mark inside it would end early, and the rest would count as keys: then better all of it.
             return text
         acting = (_CONTROLS | line.special) if line.quote else frozenset[int]()
         # A line feed that is quoted is a character like others: so it is where the terminal would have changed it.

@@ -49,7 +49,7 @@ def desk(chromium: Any, running: Running) -> Iterator[Any]:
 @contextlib.contextmanager
 def signed_in(chromium: Any, running: Running, **options: Any) -> Iterator[Any]:
     context = chromium.new_context(base_url=running.url, viewport={"width": 1280, "height": 900}, **options)
-    context.set_default_timeout(8_000)
+    context.set_default_timeout(20_000)
     context.add_init_script(WATCH)
     tabs: list[Tab] = []
 
@@ -215,7 +215,7 @@ def test_B48_after_the_last_try_the_form_is_free_again_with_its_values(desk: Any
     expect(tab.page.locator("form.answer")).to_be_visible()
     tab.page.route("**/answer", lambda route: route.abort())
     fill_password(tab, sites.PASSWORD)
-    expect(tab.page.get_by_text("We could not confirm that this arrived.")).to_be_visible(timeout=20_000)
+    expect(tab.page.get_by_text("We could not confirm that this arrived.")).to_be_visible(timeout=40_000)
     expect(tab.page.locator("form.answer input[type=password]")).to_have_value(sites.PASSWORD)
     tab.page.unroute("**/answer")
     tab.page.get_by_role("button", name="Send", exact=True).click()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser import clock
 from tests.browser import test_dashboard as dashboard
 from tests.browser.test_dashboard import Tab, is_live, signed_in
 from tests.browser.test_outbox import make_tasks, said, write
@@ -46,7 +47,7 @@ def client_of(running: Running, cid: str) -> dict[str, Any]:
 
 def becomes(running: Running, page: Any, cid: str, state: str) -> None:
     until(
-        lambda: page.evaluate("0") or client_of(running, cid)["state"] == state, 10, f"it never was {state}"
+        lambda: page.evaluate("0") or client_of(running, cid)["state"] == state, 20, f"it never was {state}"
     )
 
 
@@ -57,6 +58,15 @@ def turn(page: Any, *, hidden: bool) -> None:
         "document.dispatchEvent(new Event('visibilitychange')) }",
         hidden,
     )
+
+
+def listen_for_probes(page: Any) -> None:
+    """Count the nonces that come back over the stream. The page's own second for that passes with ``run_for`` alone."""
+    page.evaluate(
+        "window.__probes = 0; document.getElementById('live').addEventListener('htmx:sse:after:message', "
+        "({detail: {message}}) => { window.__probes += message.event === 'probe' })"
+    )
+    clock.stop(page)
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["with Web Locks", "without"])
@@ -126,14 +136,16 @@ def test_B39_B29_a_hidden_tab_is_suspended_and_one_that_returns_proves_its_strea
     is_live(tab)
     cid = cid_of(tab.page)
     asked = streams_of(tab.page)
+    listen_for_probes(tab.page)
     turn(tab.page, hidden=True)
     becomes(running, tab.page, cid, "suspended")
     with tab.page.expect_response("**/probe") as probed:
         turn(tab.page, hidden=False)
     assert probed.value.status == 202
     becomes(running, tab.page, cid, "live")
+    until(lambda: tab.page.evaluate("window.__probes"), 20)
     # Longer than the second within which the nonce has to come back.
-    tab.page.wait_for_timeout(2_000)
+    tab.page.clock.run_for(2_000)
     assert asked == []
     is_live(tab)
     tab.check()
@@ -222,13 +234,15 @@ def test_B29_a_page_that_answers_keeps_its_stream_and_the_newcomer_gets_another_
     is_live(tab)
     cid = cid_of(tab.page)
     asked = streams_of(tab.page)
-    # The question is asked while nobody looks at the tab.
+    listen_for_probes(tab.page)
+    # The question is asked after the tab was in the background and came back.
     turn(tab.page, hidden=True)
     becomes(running, tab.page, cid, "suspended")
     turn(tab.page, hidden=False)
     becomes(running, tab.page, cid, "live")
+    until(lambda: tab.page.evaluate("window.__probes"), 20)
     with stranger_stream(tab, running, cid) as lines:
-        until(lambda: tab.page.evaluate("0") or any(b'"in_use"' in line for line in lines), 8)
+        until(lambda: tab.page.evaluate("0") or any(b'"in_use"' in line for line in lines), 20)
         is_live(tab)
     assert asked == []
     assert cid_of(tab.page) == cid
@@ -259,7 +273,7 @@ def test_seven_tabs_over_six_connections_each_post_without_waiting_for_one(
     turned = tabs[states.index("standby")]
     turned.page.get_by_role("button", name="Go live").click()
     is_live(turned)
-    until(lambda: turned.page.evaluate("0") or sum(_state(tab) == "live" for tab in tabs) == 4, 8)
+    until(lambda: turned.page.evaluate("0") or sum(_state(tab) == "live" for tab in tabs) == 4, 20)
     for tab in tabs:
         tab.check()
 

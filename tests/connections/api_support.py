@@ -84,7 +84,7 @@ def error_of(answer: Any, status: int, code: str) -> dict[str, Any]:
     assert body["code"] == code, body
     assert isinstance(body["message"], str)
     assert body["message"]
-    extra = {"existing_id", "status", "answered_by", "answered_at"}
+    extra = {"existing_id", "status", "answered_by", "answered_at", "limit", "running", "queued", "end"}
     assert set(body) <= {"code", "message", "details", "inner_error"} | extra
     for detail in body.get("details", []):
         assert set(detail) == {"code", "message"}

@@ -15,18 +15,22 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from connections import access, registry, task_inputs, tasks, transitions, vault
+from connections import access, hooks, outputs, registry, task_inputs, tasks, transitions, vault
 from connections.models import (
     ApiKey,
+    Capacity,
     Credential,
     HealthCheck,
+    HookDelivery,
     IdempotentAnswer,
     LoginFlow,
     ManagedAuthConnection,
     Profile,
+    SiteCircuit,
     Submission,
     Task,
     TaskInput,
+    TaskOutput,
 )
 from connections.states import FlowStatus, TaskKind
 from events import models as events_models
@@ -38,7 +42,7 @@ OUR_MODELS = [
 ]
 HISTORY = [
     Event, LogMark, events_models.Client, Claim, Presence,
-    HealthCheck, Submission, IdempotentAnswer, LoginFlow, Task, TaskInput,
+    HealthCheck, Submission, IdempotentAnswer, LoginFlow, Task, TaskInput, TaskOutput, HookDelivery, SiteCircuit, Capacity,
 ]  # fmt: skip
 PASSWORD = "hunter2-of-the-site"
 CODE_FIELD = {"id": "f_code", "ref": "code", "type": "code", "label": "Code", "required": True}
@@ -118,10 +122,28 @@ def everything(owner: User) -> dict[type, Any]:
         Task: Task.objects.get(flow=flow),
         IdempotentAnswer: answer,
         TaskInput: line,
+        TaskOutput: _what_a_task_wrote(owner),
+        HookDelivery: HookDelivery.objects.get(),
+        Capacity: Capacity.objects.create(name=tasks.COMMANDS),
+        SiteCircuit: SiteCircuit.objects.create(domain="site.example", failures=3, updated_at=now),
         Event: Event.objects.order_by("-id")[0],
         LogMark: LogMark.objects.create(pruned_through=0),
         **_a_client(owner, row.pk),
     }
+
+
+def _what_a_task_wrote(owner: User) -> TaskOutput:
+    """A task that has ended, with output, and with a hook whose address and secret hold what nobody may see."""
+    now = timezone.now()
+    tasks.create(
+        owner_id=owner.pk, kind="build", title="b", spec={"payload": {}}, hook_url=f"https://hook.example/in?token={PASSWORD}", hook_secret=PASSWORD,
+        actor="owner", now=now,
+    )  # fmt: skip
+    hold = tasks.claim(worker="w", kinds=["build"], now=now)
+    assert hold is not None
+    outputs.append(task_id=hold.task_id, worker="w", attempt=1, data=PASSWORD.encode(), now=now)
+    tasks.settle(hold=hold, now=now)
+    return TaskOutput.objects.get()
 
 
 def _a_client(owner: User, connection_id: str) -> dict[type, Any]:
@@ -259,6 +281,60 @@ def test_a_nul_in_a_box_that_completes_is_a_wrong_request(browser: Client) -> No
     box = "/admin/autocomplete/?app_label=connections&model_name=managedauthconnection&field_name=credential"
     assert browser.get(f"{box}&term=%00").status_code == 400
     assert browser.get(f"{box}&term=a").status_code == 200
+
+
+# ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _task_of(owner: User, **more: Any) -> Task:
+    return tasks.create(
+        owner_id=owner.pk, kind="build", title="b", spec={}, actor="owner", now=timezone.now(), **more
+    )
+
+
+def test_C22_tasks_are_killed_with_a_reason_and_what_has_ended_stays(browser: Client, owner: User) -> None:
+    open_one, ended = _task_of(owner), _task_of(owner)
+    tasks.claim(worker="w", kinds=["build"], now=timezone.now())
+    hold = tasks.claim(worker="w", kinds=["build"], now=timezone.now())
+    assert hold is not None
+    tasks.settle(hold=hold, now=timezone.now())
+    chosen = {"action": "kill", "_selected_action": [open_one.pk, ended.pk], "reason": "it hangs"}
+    said = browser.post(page(Task), chosen, follow=True).content.decode()
+    assert "1 tasks are killed, or about to be" in said
+    assert "This task is over: it is completed." in said
+    open_one.refresh_from_db()
+    assert (open_one.kill_reason, open_one.kill_requested_by) == ("it hangs", "root")
+    ended.refresh_from_db()
+    assert (ended.status, ended.kill_requested_at) == ("completed", None)
+
+
+def test_C60_who_may_only_look_kills_nothing_in_the_administration(
+    staff: Callable[..., Client], owner: User, stranger: User
+) -> None:
+    row = _task_of(owner)
+    lookers = Group.objects.create(name="lookers")
+    owner.groups.add(lookers)
+    stranger.groups.add(lookers)
+    client = staff("view_task")
+    act(client, Task, "kill", row)
+    act(client, Task, "redeliver_hook", row)
+    row.refresh_from_db()
+    assert (row.status, row.kill_requested_at) == ("queued", None)
+
+
+def test_C30_a_report_is_sent_again_from_the_administration(browser: Client, owner: User) -> None:
+    row, without = _task_of(owner, hook_url="https://hook.example/in", hook_secret="whsec_x"), _task_of(owner)
+    for _ in range(2):
+        hold = tasks.claim(worker="w", kinds=["build"], now=timezone.now())
+        assert hold is not None
+        tasks.settle(hold=hold, now=timezone.now())
+    report = hooks.claim(worker="w", now=timezone.now())
+    assert report is not None
+    hooks.delivered(report=report, status=200, now=timezone.now())
+    said = act(browser, Task, "redeliver_hook", row, without)
+    assert "1 reports are sent again" in said
+    assert "There is no report to send" in said
+    assert HookDelivery.objects.get().state == "pending"
 
 
 # ── A user who leaves ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -516,7 +592,7 @@ def test_c60_staff_see_their_own_objects_and_not_those_of_strangers(
     for model in OUR_MODELS:
         if model is LogMark:
             continue
-        if model is IdempotentAnswer:
+        if model in (IdempotentAnswer, Capacity, SiteCircuit):
             assert client.get(page(model)).status_code == 403
             continue
         answer = client.get(page(model, everything[model].pk, "change"))

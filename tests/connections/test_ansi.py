@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connections.terminal.ansi import LONGEST, Stripper, plain
+from connections.terminal.ansi import LONGEST_TEXT, Stripper, plain
 
 #: What programs write, whole and in ruins.
 PARTS = [
@@ -36,7 +36,7 @@ def test_the_text_is_the_same_however_the_bytes_were_cut(data: bytes, cuts: list
         known += len(piece)
         more, used = plain(data[start:known])
         text, start = text + more, start + used
-        assert known - start <= LONGEST + 300
+        assert known - start <= LONGEST_TEXT + 300
     more, _ = plain(data[start:], final=True)
     assert text + more == whole
     assert "\x1b" not in whole
@@ -67,6 +67,6 @@ def test_what_is_no_text_is_gone(data: bytes, text: str) -> None:
 
 
 def test_a_string_without_an_end_is_given_up_and_does_not_swallow_the_rest() -> None:
-    data = b"\x1b]0;" + b"x" * (3 * LONGEST)
+    data = b"\x1b]0;" + b"x" * (3 * LONGEST_TEXT)
     assert plain(data + b"end", final=False)[0].endswith("end")
     assert plain(b"\x1b]0;" + b"x" * 100) == ("", 0)

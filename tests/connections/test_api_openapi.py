@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 from connections import api_urls
 from connections.consumers import EventsConsumer
 from connections.openapi import Generator
+from connections.task_streams import InputsConsumer, OutputConsumer
 from tests.connections.api_support import error_of
 
 METHODS = {"get", "post", "patch", "delete", "put"}
@@ -73,7 +74,19 @@ def test_every_address_of_the_api_is_in_the_document(document):
         for entry in api_urls.urlpatterns
         if not str(entry.pattern).startswith(("^", "api/schema", "api/docs"))
     }
-    assert addresses | {"/api/events", "/auth/connections/{connection_id}/events"} == set(document["paths"])
+    streams = {"/api/events", "/auth/connections/{connection_id}/events", "/api/work/{task_id}/inputs"}
+    assert addresses | streams == set(document["paths"])
+
+
+def test_the_streams_of_a_task_are_described_with_all_that_they_take(document):
+    for path, consumer in (
+        ("/api/tasks/{task_id}/output", OutputConsumer),
+        ("/api/work/{task_id}/inputs", InputsConsumer),
+    ):
+        operation = document["paths"][path]["get"]
+        names = {each["name"] for each in operation["parameters"] if each["in"] == "query"}
+        assert names - {"limit"} == consumer.KNOWN
+        assert "text/event-stream" in operation["responses"]["200"]["content"]
 
 
 def test_the_stream_of_events_is_described_with_all_that_it_takes_and_answers(document):
@@ -100,7 +113,7 @@ def test_where_a_browser_changes_something_the_token_of_its_page_is_asked_for(do
         said = "csrf_failed" in operation["responses"].get("403", {}).get("description", "")
         assert said == by_session, name
         count += by_session
-    assert count == 8
+    assert count == 13
 
 
 def test_a_page_that_leaves_may_say_so_in_a_form(document):
@@ -136,8 +149,8 @@ def test_no_answer_describes_a_secret(document):
     answers = [name for name in document["components"]["schemas"] if not name.endswith("Request")]
     for name in answers:
         properties = document["components"]["schemas"][name].get("properties", {})
-        # Of a client it is whether it is there, and not what a browser has stored.
-        named = set(properties) - ({"state"} if name == "Client" else set())
+        # Of a client it is whether it is there, of a hook whether the report has arrived, and not what a browser has stored.
+        named = set(properties) - ({"state"} if name in ("Client", "Hook") else set())
         assert not {"values", "totp_secret", "password", "key_hash", "state"} & named, name
 
 

@@ -164,6 +164,9 @@ def test_a_task_that_takes_lines_shows_who_is_at_it_until_it_ends(me: Login, own
     page = me.web.get(f"/tasks/{command.id}").content.decode()
     assert words(who_part(page, command.id)) == "◉ owner is handling this"
     assert f'hx-target="#who-{command.id}"' in last_message("claim.taken")
+    # The sentence names who it was, once.
+    assert "owner is handling it" in page
+    assert "by owner" not in page
     hold = tasks.claim(worker="worker-1", kinds=["command"], now=timezone.now())
     assert hold is not None
     Task.objects.filter(pk=command.id).update(
@@ -254,6 +257,12 @@ def test_the_page_of_clients_says_who_is_where_with_what(me: Login, other: Login
         "2 connections",
     ):
         assert word in gone, word
+
+
+def test_a_page_in_the_background_is_called_so_once(me: Login) -> None:
+    mine = me.come()
+    assert me.post(mine.cid, "suspend", {"epoch": mine.epoch}).status_code == 204
+    assert rows(me.web)[0].lower().count("in the background") == 1
 
 
 def test_the_page_of_clients_filters_and_says_when_there_is_nothing(me: Login, other: Login) -> None:

@@ -430,6 +430,10 @@ def every_sealed_column(connection: ManagedAuthConnection, settings: Settings) -
     )
     task = tasks.enqueue(kind=TaskKind.COMMAND, title="c", connection=connection, actor="test", now=now)
     task_inputs.add_input(task_id=task.pk, content="line", message_id="m", actor="test", now=now)
+    tasks.create(
+        owner_id=connection.owner_id, kind="build", title="b", spec={}, hook_url="https://site.example/hook", hook_secret="whsec_x",
+        actor="test", now=now,
+    )  # fmt: skip
     return old
 
 

@@ -163,14 +163,23 @@ def test_signing_out_ends_it_and_the_answer_is_json(owner: User, task: Task) -> 
 
 
 def test_B50_every_refusal_is_json_with_a_code(
-    owner: User, task: Task, api: APIClient, stranger: User, client_of: Callable[[User], APIClient]
+    owner: User,
+    task: Task,
+    api: APIClient,
+    stranger: User,
+    client_of: Callable[[User], APIClient],
+    settings: Any,
 ) -> None:
     path = path_of(task)
     headers = {"HTTP_IDEMPOTENCY_KEY": "k"}
     post(api, path, {"text": "y"}, **headers)
     error_of(api.post(path, b"{", content_type="application/json"), 400, "invalid_json")
     error_of(api.post(path, b"text=y", content_type="text/plain"), 415, "unsupported_media_type")
-    error_of(api.post(path, b" " * 300_000, content_type="application/json"), 413, "payload_too_large")
+    error_of(
+        api.post(path, b" " * (settings.MAX_BODY_BYTES + 1), content_type="application/json"),
+        413,
+        "payload_too_large",
+    )
     error_of(post(api, path, {"text": "y"}, HTTP_IDEMPOTENCY_KEY="x" * 256), 400, "invalid_request")
     error_of(post(api, path, {"text": "other"}, **headers), 409, "idempotency_conflict")
     error_of(post(APIClient(), path, {"text": "y"}), 401, "unauthorized")

@@ -56,7 +56,7 @@ def test_it_lists_who_is_there_or_expected_back(people: tuple[User, User]) -> No
     over = come(two)
     clients.close(pk=over.pk, reason="enough", actor="test")
     lines = run().splitlines()
-    assert lines[0].split() == ["WHO", "STATE", "PAGE", "CONNECTED", "SEEN", "ID"]
+    assert lines[0].split() == ["WHO", "STATE", "PAGE", "CONNECTED", "SEEN", "LAG", "ID"]
     assert len(lines) == 3
     assert any(
         line.split()[:3] == ["owner", "live", "/connections/ma_1"] and line.endswith(here.cid)
@@ -78,6 +78,20 @@ def test_a_lease_that_ran_out_is_called_so(people: tuple[User, User]) -> None:
     assert "lost contact" in run()
     (shown,) = json.loads(run("--json"))
     assert (shown["state"], shown["seems_live"], shown["owner"]) == ("live", False, "owner")
+
+
+def test_the_lag_is_what_its_stream_was_not_handed(people: tuple[User, User]) -> None:
+    here = come(people[0])
+    newest = Event.objects.latest("id").pk
+    assert run().splitlines()[1].split()[-2] == "0"
+    seen = clients.database_now() + dt.timedelta(seconds=5)
+    Client.objects.filter(pk=here.pk).update(sent_cursor=newest - 1, last_seen_at=seen)
+    assert run().splitlines()[1].split()[-2] == "1"
+    (shown,) = json.loads(run("--json"))
+    assert (shown["lag"], shown["sent_cursor"]) == (1, newest - 1)
+    # Without a stream there is nothing that could lag.
+    clients.disconnect([(here.pk, here.epoch, "gone")])
+    assert run().splitlines()[1].split()[-2] == "0"
 
 
 def test_json_is_the_picture_of_the_api(people: tuple[User, User]) -> None:

@@ -165,7 +165,7 @@ class Tab:
         status, _ = self.say("probe", {"epoch": self.epoch, "nonce": nonce}, node=node)
         if status != 202:
             return False
-        self.line.until(lambda event: event.name == "probe" and event.json() == {"nonce": nonce}, 5)
+        self.line.until(lambda event: event.name == "probe" and event.json() == {"nonce": nonce})
         return True
 
     def claim(self, subject: str, *, takeover: bool = False) -> tuple[int, Any]:
@@ -177,7 +177,7 @@ class Tab:
         assert status == 200, found
         return found
 
-    def wait_for(self, state: str, seconds: float = 10) -> Any:
+    def wait_for(self, state: str, seconds: float = 40) -> Any:
         def look() -> Any:
             found = self.picture
             return found if found["state"] == state else None

@@ -57,7 +57,7 @@ def races(
         found: dict[tuple[str, str], Any] = {}
         for name, process in running.items():
             try:
-                printed, _ = process.communicate(timeout=300)
+                printed, _ = process.communicate(timeout=900)
             finally:
                 process.kill()
             lines = [

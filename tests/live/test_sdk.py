@@ -385,10 +385,10 @@ def test_a_chunked_body_is_read_and_a_huge_one_refused(running: Running) -> None
     )
     assert (small.status_code, small.json().get("name")) == (201, name)
     huge = httpx.post(
-        f"{running.url}/profiles", headers=headers, content=chunks(b'{"name": "' + b"x" * 300_000 + b'"}')
+        f"{running.url}/profiles", headers=headers, content=chunks(b'{"name": "' + b"x" * 3_000_000 + b'"}')
     )
     assert (huge.status_code, huge.json()["code"]) == (413, "payload_too_large")
-    declared = httpx.post(f"{running.url}/profiles", headers=headers, content=b"x" * 300_000)
+    declared = httpx.post(f"{running.url}/profiles", headers=headers, content=b"x" * 3_000_000)
     assert (declared.status_code, declared.json()["code"]) == (413, "payload_too_large")
 
 

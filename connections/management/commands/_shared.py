@@ -17,9 +17,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import models
 from django.utils import timezone
 
-from connections import access, inputs, payloads, transitions, vault
+from connections import access, commands, hooks, inputs, payloads, task_inputs, tasks, transitions, vault
 from connections.access import Principal
-from connections.errors import ApiError
+from connections.errors import ApiError, translate
 from connections.models import (
     Credential,
     IdempotentAnswer,
@@ -149,6 +149,18 @@ def said_plainly() -> Iterator[None]:
         raise CommandError(f"Not possible now: {error}.") from error
     except ManagedAuthConnection.DoesNotExist as error:
         raise CommandError("The connection was deleted meanwhile.") from error
+    except Task.DoesNotExist as error:
+        raise CommandError("The task was deleted meanwhile.") from error
+    except (
+        commands.NotAllowed,
+        commands.InvalidCommand,
+        tasks.NoCapacity,
+        tasks.TaskOver,
+        hooks.NoHook,
+        task_inputs.TakesNoInput,
+        task_inputs.InputQueueFull,
+    ) as error:
+        raise CommandError(translate(error).message) from error
     except vault.VaultError as error:
         raise CommandError(f"{error}. `manage.py doctor` tells more.") from error
 
@@ -172,16 +184,39 @@ def read_stdin() -> str:
     return sys.stdin.read().removesuffix("\n").removesuffix("\r")
 
 
+def printable(text: str) -> str:
+    """Titles and prompts come from outside: a terminal must not take them for commands."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def checked_config(data: dict[str, Any]) -> dict[str, Any]:
     """What makes a connection, under the same rules as the API; empty values are left out.
 
     :raises CommandError: naming each wrong key.
     """
+    return checked(
+        inputs.ConnectionCreate, {key: value for key, value in data.items() if value not in ("", [])}
+    )
+
+
+def checked(schema: type[inputs.Closed], data: dict[str, Any]) -> dict[str, Any]:
+    """As the API checks it.
+
+    :raises CommandError: naming each wrong key.
+    """
+    if not all(inputs.storable(text) for text in _texts(data)):
+        raise CommandError("Text must be UTF-8, without NUL.")
     try:
-        return inputs.checked(
-            inputs.ConnectionCreate, {key: value for key, value in data.items() if value not in ("", [])}
-        )
+        return inputs.checked(schema, data)
     except ApiError as error:
         details = "; ".join(detail["message"] for detail in error.details or [])
         # The message repeats the first detail.
         raise CommandError(details or error.message) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)

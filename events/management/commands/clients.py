@@ -50,7 +50,7 @@ def _storable(text: str) -> bool:
 
 
 def table(rows: list[Client], now: dt.datetime) -> list[str]:
-    heads = ("WHO", "STATE", "PAGE", "CONNECTED", "SEEN", "ID")
+    heads = ("WHO", "STATE", "PAGE", "CONNECTED", "SEEN", "LAG", "ID")
     lines = [
         (
             _printable(row.who)[:40],
@@ -58,6 +58,7 @@ def table(rows: list[Client], now: dt.datetime) -> list[str]:
             _printable(row.path)[:50] or "-",
             ago(row.opened_at, now),
             ago(row.last_seen_at, now),
+            str(clients.lag(row, now)),
             row.cid,
         )
         for row in rows
@@ -121,8 +122,8 @@ class Command(BaseCommand):
             self.stderr.write(f"There are more than {LIMIT}: name a --user or a --state.")
 
     def _picture(self, row: Client, now: dt.datetime) -> dict[str, Any]:
-        seems_live = clients.seems_live(row, now)
-        return {**clients.picture(row), "owner": row.owner.get_username(), "seems_live": seems_live}
+        more = {"seems_live": clients.seems_live(row, now), "lag": clients.lag(row, now)}
+        return {**clients.picture(row), "owner": row.owner.get_username(), **more}
 
     def _disconnect(self, rows: Any, options: dict[str, Any]) -> None:
         try:

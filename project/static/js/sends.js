@@ -33,16 +33,17 @@ const REASONS = {
 export function words({ state, tries = 0, status, code, text, once }, online = true) {
   const away = "You are offline. This is sent when you are back.";
   const reason = text || REASONS[code] || REASONS[status] || "The server refused it.";
+  const again = tries > QUICK ? "Trying again" : `Trying again (${tries} of ${QUICK})`;
   switch (state) {
     case "sent":
       return { tone: "done", shape: "✔", text: "Sent", acts: [] };
     case "sending":
-      return { tone: "working", shape: "◌", text: tries ? `Not delivered yet. Trying again (${Math.min(tries, QUICK)} of ${QUICK})…` : "Sending…", acts: tries >= QUICK && !once ? ["retry", "discard"] : [] };
+      return { tone: "working", shape: "◌", text: tries ? `Not delivered yet. ${again}…` : "Sending…", acts: tries >= QUICK && !once ? ["retry", "discard"] : [] };
     case "retrying": {
       const acts = tries >= QUICK ? ["retry", "discard"] : [];
       if (!online || !tries) return { tone: "waiting", shape: "◆", text: away, acts };
-      const again = tries > QUICK ? "Trying again every 30 seconds." : `Trying again (${tries} of ${QUICK})…`;
-      return { tone: "waiting", shape: "◆", text: `Not delivered yet. ${again}`, acts };
+      const later = tries > QUICK ? "Trying again every 30 seconds." : `${again}…`;
+      return { tone: "waiting", shape: "◆", text: `Not delivered yet. ${later}`, acts };
     }
     case "failed":
       return { tone: "failed", shape: "✖", text: `Not sent. ${reason}`, acts: status === 401 && !once ? ["retry", "discard"] : ["discard"] };
@@ -139,7 +140,6 @@ function changed(messages) {
     const list = own || (message.tries || message.state === "failed" ? rest : null);
     const item = list && draw(message);
     if (!item) continue;
-    list.setAttribute("hx-morph-skip-children", "");
     if (item.parentNode !== list) list.append(item);
   }
   for (const mark of document.querySelectorAll("[data-working]")) mark.hidden = !working(messages.filter(({ object }) => object === mark.dataset.working));
@@ -187,6 +187,8 @@ export const outbox = createOutbox({
 outbox.restore();
 outbox.resume();
 
+// A list that was swapped for another one is empty: what waits is shown in it again.
+document.addEventListener("htmx:after:swap", () => outbox.refresh());
 addEventListener("online", () => outbox.resume());
 addEventListener("offline", () => outbox.refresh());
 addEventListener("pagehide", () => outbox.stop());

@@ -13,6 +13,8 @@ const TICK = 2_000;
 
 const me = () => $(".menu-name")?.textContent ?? "";
 const own = () => (client.known ? client.cid : null);
+// An id is a label that somebody else may use as well: two people can have the same one.
+const isOwn = (cid, name) => Boolean(cid) && cid === own() && name === me();
 
 function announce(text) {
   const region = $("#announce");
@@ -34,7 +36,7 @@ function modeOf(part) {
   const { holder, holderName } = part.dataset;
   if (!own()) return "";
   if (!holder) return "free";
-  if (holder === own()) return "mine";
+  if (isOwn(holder, holderName)) return "mine";
   return holderName === me() ? "elsewhere" : "taken";
 }
 
@@ -42,7 +44,7 @@ function mark() {
   for (const part of $$(".who")) {
     for (const person of $$("[data-person]", part)) {
       let text = "";
-      if (person.dataset.person === own()) text = " (you)";
+      if (isOwn(person.dataset.person, person.dataset.name)) text = " (you)";
       else if (person.dataset.name === me()) text = " (you, in another tab)";
       const place = $(".who-you", person);
       if (place.textContent !== text) place.textContent = text;
@@ -52,7 +54,7 @@ function mark() {
   }
   for (const row of $$("[data-client]")) {
     const star = $(".client-star", row);
-    const text = row.dataset.client === own() && row.dataset.clientName === me() ? "★ this tab" : "";
+    const text = isOwn(row.dataset.client, row.dataset.clientName) ? "★ this tab" : "";
     if (star && star.textContent !== text) star.textContent = text;
   }
 }
@@ -80,10 +82,10 @@ function notice(part) {
   const { subject, holder, holderName } = part.dataset;
   const before = seen.get(subject);
   seen.set(subject, { holder, name: holderName });
-  if (!before || before.holder === holder || !own()) return;
-  if (before.holder === own() && holder) {
+  if (!before || (before.holder === holder && before.name === holderName) || !own()) return;
+  if (isOwn(before.holder, before.name) && holder) {
     say(subject, holderName === me() ? "You handle this in another tab now." : `${holderName} took this over from you.`);
-  } else if (holder === own()) say(subject, "");
+  } else if (isOwn(holder, holderName)) say(subject, "");
 }
 
 function say(subject, text) {
@@ -267,7 +269,7 @@ document.addEventListener("live:absent", (event) => {
   const { part } = event.detail;
   const pill = $("#list[data-new-kind='client'] [data-pill]");
   if (!pill || !part?.id?.startsWith("client-") || part.classList.contains("gone") || location.search) return;
-  if (part.dataset.client === own() && part.dataset.clientName === me()) {
+  if (isOwn(part.dataset.client, part.dataset.clientName)) {
     // This very tab, which was not connected yet when the page was made.
     const list = $("#list");
     fresh.clear();

@@ -1,0 +1,48 @@
+"""What the tests of tasks share: tasks of somebody's own kind, their holds, and what they write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from connections import outputs, tasks
+from connections.models import Task
+from connections.tasks import Hold
+
+KIND = "build"
+
+
+def new_task(owner: User, **more: Any) -> Task:
+    """A task of somebody's own kind, in the queue."""
+    words = {
+        "kind": KIND,
+        "title": "a build",
+        "spec": {"payload": {"n": 1}},
+        "actor": "owner",
+        "now": timezone.now(),
+    }
+    return tasks.create(owner_id=owner.pk, **{**words, **more})
+
+
+def hold_of(task: Task, worker: str = "w") -> Hold:
+    """Taken by a worker."""
+    hold = tasks.claim(worker=worker, kinds=[task.kind], now=timezone.now())
+    assert hold is not None
+    assert hold.task_id == task.id
+    return hold
+
+
+def held(owner: User, **more: Any) -> Hold:
+    return hold_of(new_task(owner, **more))
+
+
+def write(hold: Hold, data: bytes) -> outputs.Size:
+    return outputs.append(
+        task_id=hold.task_id, worker=hold.worker, attempt=hold.attempt, data=data, now=timezone.now()
+    )
+
+
+def end(hold: Hold, **how: Any) -> Task:
+    return tasks.settle(hold=hold, now=timezone.now(), **how)
