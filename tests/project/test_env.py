@@ -58,7 +58,12 @@ def test_nobody_else_reads_the_environment() -> None:
     ]
     # run.py shows how to call manage.py with what was set for this start, and honours NO_COLOR. command.py hands on what COMMAND_ENV names,
     # and keeper.py, a program without Django, makes that the environment of a command.
-    known = ("project/env.py", "project/run.py", "connections/runners/command.py", "connections/runners/keeper.py")
+    known = (
+        "project/env.py",
+        "project/run.py",
+        "connections/runners/command.py",
+        "connections/runners/keeper.py",
+    )
     assert [name for name in readers if name not in known] == []
 
 
