@@ -19,6 +19,8 @@ help: ## Show this list
 run: export ALLOW_PRIVATE_TARGETS ?= 1
 # Whoever starts this on the own machine may run anything there already.
 run: export COMMANDS ?= any
+# Ctrl-C means now: nobody wants to wait for a minute for what they have stopped.
+run: export COMMAND_ON_STOP ?= interrupt
 run: $(VENV)/.runtime ## Start server and worker on http://127.0.0.1:8000 (PORT=, HOST=, DATA_DIR= ...)
 	@$(BIN)/python -m project.run
 

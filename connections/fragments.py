@@ -11,16 +11,19 @@ import dataclasses
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.template.loader import render_to_string
 
+from connections import health, task_picture
 from connections.access import Principal
-from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections.chips import Chip
+from connections.models import HealthCheck, LoginFlow, ManagedAuthConnection, SiteCircuit, Task
 from connections.payloads import hosted_url
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, FlowType, TaskStatus
-from connections.tasks import takes_input
+from connections.task_picture import STATUS_CHIP, Moment
 from events import clients
 from events.envelope import Envelope, topic_of
 from events.models import Client, Event, Presence
@@ -44,15 +47,6 @@ PASSING = ("claim.updated",)
 COMINGS_AND_GOINGS = (
     *PASSING, "client.opened", "client.suspended", "client.inactive", "client.expired",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-    """A state as shape + word + colour, never colour alone (design/dashboard.md, section 2)."""
-
-    shape: str
-    tone: str
-    word: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +177,27 @@ class Picture:
     @property
     def check_minutes(self) -> int:
         return round(self.connection.health_check_interval / 60)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the clock checks it."""
+        return health.is_checked(self.connection)
+
+    @property
+    def not_checked(self) -> str:
+        """Why the clock does not check it, where that is wanted."""
+        if not self.signed_in:
+            return "not while it is signed out"
+        return "there is no page to look at" if not self.checked else ""
+
+    @cached_property
+    def circuit(self) -> SiteCircuit | None:
+        """The open circuit of its site. One query, when a page asks for it."""
+        return health.circuit(self.connection.domain) if self.checked else None
+
+    @property
+    def reauth_given_up(self) -> bool:
+        return bool(self.connection.reauths_failed >= health.REAUTH_LIMIT)
 
 
 # ── Words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -448,15 +463,36 @@ def attention(principal: Principal, *, keep: Sequence[str] = (), limit: int = 50
 
 
 def counts(principal: Principal) -> dict[str, int]:
-    """The numbers in the navigation: logins that wait for a person, that work, and that failed (latest flows); and open tabs."""
+    """The numbers in the navigation: what waits for a person (logins and tasks); logins that work, and that failed (latest flows); open tasks
+    of other kinds; open tabs."""
     rows = _latest_flows(principal)
     running = rows.filter(status=FlowStatus.IN_PROGRESS)
+    work = task_picture.counts(principal)
     return {
-        "waiting": running.filter(step__in=WAITING_STEPS).count(),
+        "waiting": running.filter(step__in=WAITING_STEPS).count() + work["waiting"],
+        "tasks": work["open"],
         "running": running.filter(step__in=WORKING_STEPS).count(),
         "failed": rows.filter(status=FlowStatus.FAILED).count(),
         "tabs": clients.visible_to(principal.audiences).filter(state=ClientState.LIVE).count(),
     }
+
+
+def tasks_attention(principal: Principal, *, keep: Sequence[str] = (), limit: int = 20) -> list[Json]:
+    """The tasks that wait for somebody, the longest first, as their cards on the home page want them; ``keep`` as in :func:`attention`."""
+    rows = TASK_ROWS.visible_to(principal)
+    ids = list(task_picture.waiting_for(principal).values_list("pk", flat=True)[:limit])
+    found = rows.filter(Q(pk__in=ids) | Q(pk__in=keep)).in_bulk()
+    order = [*ids, *(pk for pk in keep if pk not in ids)]
+    claims = clients.claims_of(topic_of("task", pk) for pk in found)
+    return [
+        {
+            "item": task_picture.picture(found[pk]),
+            "task": found[pk],
+            "who": who(topic_of("task", pk), claims.get(topic_of("task", pk))),
+        }
+        for pk in order
+        if pk in found
+    ]
 
 
 # ── The log in words ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -477,32 +513,18 @@ class Entry:
     took: int | None = None
 
 
-_TASK_CHIP = {
-    TaskStatus.QUEUED: Chip(shape="○", tone="idle", word="Queued"),
-    TaskStatus.RUNNING: Chip(shape="●", tone="working", word="Working"),
-    TaskStatus.WAITING_FOR_INPUT: Chip(shape="◆", tone="waiting", word="Waiting for you"),
-    TaskStatus.COMPLETED: Chip(shape="✔", tone="done", word="Done"),
-    TaskStatus.FAILED: Chip(shape="✖", tone="failed", word="Failed"),
-    TaskStatus.KILLED: Chip(shape="–", tone="idle", word="Cancelled"),
-}
+#: Tasks with what their parts show.
+TASK_ROWS = Task.objects.select_related("connection__profile", "owner", "parent", "hook_delivery")
 
-
-LINE_CHIP = {
-    "waiting": Chip(shape="○", tone="idle", word="waiting"),
-    "delivered": Chip(shape="✔", tone="done", word="delivered"),
-    "dropped": Chip(shape="–", tone="idle", word="not delivered, the task was over"),
-}
 #: What shows a task: the beginning of the part's id, and its template.
 TASK_PARTS = (
     ("task", "task_row"),
     ("state", "task_state"),
     ("lines", "task_lines"),
     ("timeline", "task_timeline"),
+    ("facts", "task_facts"),
+    ("attn", "attention_task"),
 )
-
-
-def task_chip(status: str) -> Chip:
-    return _TASK_CHIP[TaskStatus(status)]
 
 
 def _told_flow(data: Mapping[str, Any], actor: str, first: bool | None) -> tuple[Chip, str]:
@@ -545,7 +567,7 @@ def entry(
         plain, text = _told_flow(data, actor, first)
     elif event.name.startswith("task."):
         status = data.get("status", "")
-        plain = task_chip(status) if status in TaskStatus.values else plain
+        plain = STATUS_CHIP[TaskStatus(status)] if status in TaskStatus.values else plain
         words = {"task.created": "queued", "task.updated": "changed", "task.deleted": "deleted"}
         text = words.get(event.name) or str(plain.word).lower()
         if data.get("error"):
@@ -618,6 +640,11 @@ def _told_claim(event: Event) -> tuple[Chip, str]:
     return chip, "who looks and who types changed"
 
 
+def _claimed(event: Event) -> Moment:
+    chip, text = _told_claim(event)
+    return Moment(id=str(event.id), at=event.at, chip=chip, text=text, actor=event.actor or "system")
+
+
 def _named(event: Event) -> str:
     """The name that an event carries itself, for objects that are gone."""
     if event.topic.startswith("client:"):
@@ -648,6 +675,15 @@ def entries(events: Sequence[Event]) -> list[Entry]:
     return [entry(event, labels=labels) for event in events]
 
 
+def _told_check(check: HealthCheck) -> tuple[Chip, str]:
+    if check.status is None:
+        chip = Chip(shape="?", tone="idle", word="Could not tell")
+        return chip, f"health check: could not tell. {check.reason}".rstrip()
+    if check.status == ConnectionStatus.AUTHENTICATED:
+        return Chip(shape="✔", tone="done", word="Checked"), "health check: still signed in"
+    return Chip(shape="○", tone="idle", word="Checked"), "health check: not signed in any more"
+
+
 def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[Entry]:
     """What happened in the latest attempt, oldest first; of a connection without one, what happened to it at all."""
     rows = Event.objects.filter(topic=f"connection:{connection.id}")
@@ -655,11 +691,17 @@ def timeline(connection: ManagedAuthConnection, flow: LoginFlow | None) -> list[
         rows = rows.filter(at__gte=flow.started_at)
     events = list(rows.exclude(name__in=PASSING).order_by("-id")[:TIMELINE_EVENTS])[::-1]
     labels = {f"connection:{connection.id}": str(connection)}
+    # A check tells that the connection has changed; what it saw is in a row of the same moment.
+    changes = [event.at for event in events if event.name == "connection.updated"]
+    checks = {check.checked_at: check for check in connection.checks.filter(checked_at__in=changes)}
     told: list[Entry] = []
     seen_flow = False
     for event in events:
         took = round((event.at - told[-1].at).total_seconds()) if told else None
         told.append(entry(event, labels=labels, first=not seen_flow, took=took))
+        if event.name == "connection.updated" and event.at in checks:
+            chip, text = _told_check(checks[event.at])
+            told[-1] = dataclasses.replace(told[-1], chip=chip, text=text)
         seen_flow = seen_flow or event.name == "flow.state"
     return told
 
@@ -668,22 +710,57 @@ _TASK_STATES = ("task.created", "task.status")
 
 
 def task_context(task: Task) -> Json:
-    """What the parts of a task's page show: its state, its newest lines in the order of acceptance, what happened to it."""
-    # That lines came and went is told by the list of lines itself.
+    """What the parts of a task's page show: its state, its newest lines in the order of acceptance, what happened to it, its facts."""
+    # That lines came and went is told by the lines themselves.
     passing = ("task.updated", *PASSING)
-    rows = Event.objects.filter(topic=f"task:{task.id}").exclude(name__in=passing).order_by("-id")
-    labels = {f"task:{task.id}": task.title}
-    lines = list(task.inputs.defer("sealed").order_by("-number")[:TIMELINE_EVENTS])[::-1]
-    told = [entry(event, labels=labels) for event in list(rows[:TIMELINE_EVENTS])[::-1]]
+    rows = Event.objects.filter(topic=topic_of("task", task.id)).exclude(name__in=passing).order_by("-id")
+    events = list(rows[: task_picture.MOMENTS])[::-1]
+    told = [event for event in events if event.name in _TASK_STATES]
+    claims = [_claimed(event) for event in events if event.name.startswith("claim.")]
+    sent = list(task.inputs.defer("sealed").order_by("-number")[: task_picture.MOMENTS])[::-1]
+    for line in sent:
+        # Whether the task is over is asked of every line.
+        line.task = task
+    item = task_picture.picture(task)
     return {
+        "item": item,
         "task": task,
-        "chip": task_chip(task.status),
-        "who": who_is_at(topic_of("task", task.id)) if takes_input(task.kind) and not task.is_over else None,
-        "lines": [(line, LINE_CHIP[line.state]) for line in lines],
-        "entries": told,
+        "who": who_is_at(topic_of("task", task.id)) if item.types else None,
+        "lines": [(line, task_picture.LINE_CHIP[line.state]) for line in sent[-task_picture.LINES :]],
+        "entries": task_picture.moments(task, told, sent, claims),
+        "children": [
+            (row, task_picture.chip_of(row)) for row in task.children.all()[: task_picture.CHILDREN]
+        ],
         # Not the row's updated_at: a line that comes is a change, and leaves the state as it is.
-        "since": next((each.at for each in reversed(told) if each.name in _TASK_STATES), task.created_at),
+        "since": told[-1].at if told else task.created_at,
     }
+
+
+def task_parts(task: Task) -> str:
+    """Every part that shows this task, wherever it is on a page."""
+    context = task_context(task)
+    return "".join(
+        _partial(f"{target}-{task.id}", render_to_string(f"dashboard/parts/{template}.html", context))
+        for target, template in TASK_PARTS
+    )
+
+
+def present_task(task_id: str) -> Task | None:
+    """This task as it is now, with what its parts show; None when it is gone."""
+    return TASK_ROWS.filter(pk=task_id).first()
+
+
+def task_gone(task_id: str, *, rev: int) -> str:
+    """The parts of a task that was deleted (row C59)."""
+    context = {"id": task_id, "rev": rev}
+    return "".join(
+        _partial(f"{target}-{task_id}", render_to_string(f"dashboard/parts/{template}.html", context))
+        for target, template in (
+            ("task", "task_row_gone"),
+            ("state", "task_state_gone"),
+            ("attn", "attention_gone"),
+        )
+    )
 
 
 # ── Clients ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -863,12 +940,8 @@ def live_message(envelope: Envelope) -> str | None:
             return gone(object_id, rev=int(envelope.data.get("version", 0)) + 1)
         return connection_parts(item)
     if kind == "task":
-        task = Task.objects.filter(pk=object_id).select_related("connection__profile", "owner").first()
+        task = present_task(object_id)
         if task is None:
-            return None
-        context = task_context(task)
-        return "".join(
-            _partial(f"{target}-{task.id}", render_to_string(f"dashboard/parts/{template}.html", context))
-            for target, template in TASK_PARTS
-        )
+            return task_gone(object_id, rev=int(envelope.data.get("version", 0)) + 1)
+        return task_parts(task)
     return None

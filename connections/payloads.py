@@ -138,7 +138,15 @@ class ConnectionFields(TypedDict):
 
 
 class ManagedAuthShape(ConnectionFields, FlowFields):
-    """What GET /auth/connections/{id} answers."""
+    """What GET /auth/connections/{id} answers. What the clock will do is here alone: it changes without an event.
+
+    ``next_check_at``: null while nothing is checked. ``reauths_failed``: re-authentications in a row; ``reauth_after``: when the next one is
+    tried, null when none is planned.
+    """
+
+    next_check_at: str | None
+    reauths_failed: int
+    reauth_after: str | None
 
 
 class LoginShape(TypedDict):
@@ -505,7 +513,13 @@ def connection_fields(connection: ManagedAuthConnection) -> ConnectionFields:
 
 def managed_auth(connection: ManagedAuthConnection, flow: LoginFlow | None) -> ManagedAuthShape:
     """What GET answers: the connection and its most recent flow."""
-    return {**connection_fields(connection), **flow_fields(flow)}
+    return {
+        **connection_fields(connection),
+        **flow_fields(flow),
+        "next_check_at": _maybe(connection.next_check_at),
+        "reauths_failed": connection.reauths_failed,
+        "reauth_after": _maybe(connection.reauth_after),
+    }
 
 
 def login(flow: LoginFlow, code: str) -> LoginShape:
@@ -535,13 +549,14 @@ def timeline_flow(flow: LoginFlow) -> TimelineShape:
 
 
 def timeline_check(check: HealthCheck) -> TimelineShape:
-    """An inconclusive check repeats the status that it kept."""
+    """An inconclusive check repeats the status that it kept, and says why it could not tell."""
     return _present(
         id=check.id,
         type="health_check",
         status=check.status or check.previous_status,
         timestamp=timestamp(check.checked_at),
         previous_status=check.previous_status,
+        error_message="" if check.status else f"It could not be told. {check.reason}".rstrip(),
     )
 
 

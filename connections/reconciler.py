@@ -10,15 +10,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 
 from connections import transitions
-from connections.models import IdempotentAnswer, LoginFlow, Task
-from connections.states import TASK_HELD, FlowStatus, FlowStep
+from connections.models import IdempotentAnswer, LoginFlow, ManagedAuthConnection, Task
+from connections.states import TASK_END, TASK_HELD, ConnectionStatus, FlowStatus, FlowStep, TaskKind
 from events import clients, log
 
 logger = logging.getLogger(__name__)
 LIMIT = 200
+#: Checks by the clock that may be open at a time: people who log in stand in the same queue.
+OPEN_CHECKS = 25
 #: How long one tick prunes. The urgent sweeps wait meanwhile, so it is short.
 PRUNE_SECONDS = 2.0
 IDEMPOTENCY_RETENTION = dt.timedelta(hours=24)
@@ -38,6 +40,37 @@ def rescue_tasks(now: dt.datetime) -> int:
     lost = Task.objects.filter(status__in=TASK_HELD, lease_expires_at__lte=now)
     ids = list(lost.order_by("lease_expires_at").values_list("pk", flat=True)[:LIMIT])
     return sum(_one_by_one(lambda pk: transitions.rescue(task_id=pk, now=now), ids))
+
+
+_RUNNING = Exists(LoginFlow.objects.filter(connection=OuterRef("pk"), status=FlowStatus.IN_PROGRESS))
+_CHECKS = Task.objects.filter(kind=TaskKind.HEALTH_CHECK).exclude(status__in=TASK_END)
+
+
+def queue_checks(now: dt.datetime) -> int:
+    """Sessions that are to be looked at. Who is logging in, or is being looked at, has to wait and takes nobody's turn."""
+    due = ManagedAuthConnection.objects.filter(health_checks=True, next_check_at__lte=now)
+    free = due.exclude(_RUNNING).exclude(Exists(_CHECKS.filter(connection=OuterRef("pk"))))
+    ids = list(free.order_by("next_check_at").values_list("pk", flat=True)[:OPEN_CHECKS])
+    if not ids:
+        return 0
+    room = max(0, OPEN_CHECKS - _CHECKS.count())
+    return sum(_one_by_one(lambda pk: transitions.check_by_clock(connection_id=pk, now=now), ids[:room]))
+
+
+def start_reauths(now: dt.datetime) -> int:
+    """Re-authentications that failed, and whose pause is over."""
+    due = ManagedAuthConnection.objects.filter(reauth_after__lte=now).exclude(_RUNNING)
+    ids = list(due.order_by("reauth_after").values_list("pk", flat=True)[:OPEN_CHECKS])
+    return sum(_one_by_one(lambda pk: transitions.reauth_by_clock(connection_id=pk, now=now), ids))
+
+
+def plan_checks(now: dt.datetime) -> int:
+    """Sessions that nobody has planned to look at: of an installation from before there were checks by the clock."""
+    bare = ManagedAuthConnection.objects.filter(
+        status=ConnectionStatus.AUTHENTICATED, health_checks=True, next_check_at=None
+    ).exclude(Q(post_login_url="") | Q(profile__state_saved_at=None))
+    ids = list(bare.values_list("pk", flat=True)[:LIMIT])
+    return sum(_one_by_one(lambda pk: transitions.plan_check(connection_id=pk, now=now), ids))
 
 
 def _one_by_one(verb: Callable[[str], bool], ids: Iterable[str]) -> Iterator[bool]:
@@ -69,8 +102,8 @@ def prune_idempotent_answers(now: dt.datetime) -> int:
 Sweep = Callable[[dt.datetime], int]
 
 #: What cannot wait, and what can.
-URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks, sweep_clients)
-LEISURELY: tuple[Sweep, ...] = (prune_log, prune_idempotent_answers)
+URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks, sweep_clients, queue_checks, start_reauths)
+LEISURELY: tuple[Sweep, ...] = (plan_checks, prune_log, prune_idempotent_answers)
 
 
 def run(sweeps: tuple[Sweep, ...], *, now: dt.datetime) -> dict[str, int]:

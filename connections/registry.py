@@ -13,7 +13,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 
-from connections import telling, transitions, vault
+from connections import health, telling, transitions, vault
 from connections.access import NotFound, Principal
 from connections.models import ApiKey, Credential, ManagedAuthConnection, Profile, Task, new_id
 from connections.states import TASK_END
@@ -179,7 +179,7 @@ def update_credential(
     :raises NotFound: it is gone.
     """
     with transaction.atomic():
-        used_by = [row.pk for row in _lock_connections(credential_id=credential_id)]
+        using = _lock_connections(credential_id=credential_id)
         row = _lock(Credential, credential_id)
         for key in ("name", "domain", "sso_provider", "totp_algorithm", "totp_digits", "totp_period"):
             if key in changes:
@@ -198,7 +198,11 @@ def update_credential(
                     setattr(row, key, default)
         row.updated_at = now
         _update(row, None)
-        _tell_updated(used_by, actor=actor, now=now)
+        for connection in using:
+            # What is stored by now may be what the site wants.
+            if health.begin_anew(connection, now):
+                connection.save(update_fields=["reauths_failed", "reauth_after"])
+        _tell_updated([connection.pk for connection in using], actor=actor, now=now)
         return row
 
 

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
@@ -288,6 +289,17 @@ _readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader] = weakref
 def reader() -> Reader:
     """The reader of the running event loop."""
     return _readers.setdefault(asyncio.get_running_loop(), Reader())
+
+
+async def whole(task_id: str, end: int) -> AsyncIterator[bytes]:
+    """An output up to an offset, a piece at a time, for whoever wants it in one answer. It ends early when the task is deleted meanwhile."""
+    at = 0
+    while at < end:
+        piece = await sync_to_async(outputs.read)(task_id, at, min(outputs.PIECE_BYTES, end - at))
+        if not piece:
+            return
+        yield piece
+        at += len(piece)
 
 
 def wants_stream(scope: Any) -> bool:

@@ -104,6 +104,7 @@ def enqueue(
     title: str,
     connection: ManagedAuthConnection,
     flow: LoginFlow | None = None,
+    spec: Mapping[str, Any] | None = None,
     actor: str,
     now: dt.datetime,
 ) -> Task:
@@ -115,6 +116,8 @@ def enqueue(
             title=title[:200],
             connection=connection,
             flow=flow,
+            spec=dict(spec or {}),
+            created_by=actor[:200],
             run_after=now,
             created_at=now,
             updated_at=now,

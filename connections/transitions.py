@@ -1,6 +1,6 @@
 """One verb per arrow of connections and login flows. Together with ``tasks.py`` the only writer of a status.
 
-Each verb opens the transaction, takes the locks in the order connection → flow → task → claim → log, checks the arrow, writes, tells
+Each verb opens the transaction, takes the locks in the order connection → flow → task → circuit → claim → log, checks the arrow, writes, tells
 and returns the row. Time is an argument. ``version`` of the connection grows by one with every change, and the flow keeps
 the number of its last one, so every reader can tell the newer of two pictures.
 
@@ -17,9 +17,10 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
 
-from connections import payloads, tasks, telling, vault
-from connections.access import Principal
+from connections import health, payloads, tasks, telling, vault
+from connections.access import Principal, of_system
 from connections.models import (
     ApiKey,
     Credential,
@@ -68,6 +69,15 @@ CONFIG = frozenset(
         "browser_telemetry",
     }
 )
+
+#: Changes after which a check is planned anew, and after which re-authentications that failed are worth another try.
+_PLANS = frozenset({"health_checks", "health_check_interval"})
+_HELPS = frozenset(
+    {"login_url", "allowed_domains", "credential", "external_credential", "health_checks", "auto_reauth"}
+)
+
+#: Who starts re-authentications.
+_HEALTH = of_system("health check")
 
 _TASK_OF_END = {
     FlowStatus.SUCCESS: TaskStatus.COMPLETED,
@@ -213,6 +223,9 @@ def _end(
     # The hosted page's code dies with the flow; its hash stays, so that a late use is known to be late.
     flow.handoff_sealed = None
     flow.submissions.exclude(sealed=None).update(sealed=None, taken_at=now)
+    if flow.type == FlowType.REAUTH and status in (FlowStatus.FAILED, FlowStatus.EXPIRED):
+        health.reauth_failed(flow.connection, now)
+        flow.connection.save(update_fields=["reauths_failed", "reauth_after"])
     # Locked before anything is told: telling takes the lock of the log, which comes last (tasks.claim has its task, and then tells).
     task = Task.objects.select_for_update().filter(flow=flow).exclude(status__in=TASK_END).first()
     # There is nothing left to handle.
@@ -303,6 +316,10 @@ def update_connection(
         if different:
             for name, value in different.items():
                 setattr(row, name, value)
+            if _PLANS & set(different):
+                health.plan(row, now)
+            if _HELPS & set(different):
+                health.begin_anew(row, now)
             row.version += 1
             row.updated_at = now
             row.save()
@@ -370,31 +387,39 @@ def start_login(
             if _is_replay_of_login(running, actor.api_key, now):
                 return running, vault.unseal(running.handoff_sealed)
             raise LoginInProgress(running)
-        last = connection.flows.order_by("-number").values_list("number", flat=True).first() or 0
-        code = vault.new_code()
-        flow = LoginFlow(
-            connection=connection,
-            number=last + 1,
-            type=flow_type,
-            step_entered_at=now,
-            started_at=now,
-            updated_at=now,
-            expires_at=now + dt.timedelta(seconds=settings.FLOW_SECONDS),
-            started_by=_actor(actor),
-            started_by_key=actor.api_key,
-            handoff_hash=vault.hash_token(code),
-            handoff_sealed=vault.seal(code),
-        )
-        _save_flow(flow, at=now, actor=_actor(actor))
-        tasks.enqueue(
-            kind=TaskKind.REAUTH if flow_type == FlowType.REAUTH else TaskKind.LOGIN,
-            title=f"Log in to {connection.domain}",
-            connection=connection,
-            flow=flow,
-            actor=_actor(actor),
-            now=now,
-        )
-        return flow, code
+        return _begin(connection, flow_type, actor=actor, now=now)
+
+
+def _begin(
+    connection: ManagedAuthConnection, flow_type: FlowType, *, actor: Principal, now: dt.datetime
+) -> tuple[LoginFlow, str]:
+    """The next flow of a locked connection that has none running, and its task. Takes no lock: something may have been told."""
+    last = connection.flows.order_by("-number").values_list("number", flat=True).first() or 0
+    code = vault.new_code()
+    flow = LoginFlow(
+        connection=connection,
+        number=last + 1,
+        type=flow_type,
+        step_entered_at=now,
+        started_at=now,
+        updated_at=now,
+        expires_at=now + dt.timedelta(seconds=settings.FLOW_SECONDS),
+        started_by=_actor(actor),
+        started_by_key=actor.api_key,
+        handoff_hash=vault.hash_token(code),
+        handoff_sealed=vault.seal(code),
+    )
+    _save_flow(flow, at=now, actor=_actor(actor))
+    again = flow_type == FlowType.REAUTH
+    tasks.enqueue(
+        kind=TaskKind.REAUTH if again else TaskKind.LOGIN,
+        title=f"Log in to {connection.domain}{' again' if again else ''}",
+        connection=connection,
+        flow=flow,
+        actor=_actor(actor),
+        now=now,
+    )
+    return flow, code
 
 
 def _is_replay_of_login(flow: LoginFlow, key: ApiKey | None, now: dt.datetime) -> bool:
@@ -666,19 +691,100 @@ def acknowledge(*, flow_id: str, actor: Principal, now: dt.datetime) -> LoginFlo
 
 
 def request_check(*, connection_id: str, actor: Principal, now: dt.datetime) -> Task:
-    """Queue a health check. One that is waiting or running already is the one."""
+    """Queue a health check. One that is waiting or running already is the one; if it is the clock's, it is this person's from now on, too."""
     with transaction.atomic():
         connection = _lock(connection_id)
-        waiting = connection.tasks.filter(kind=TaskKind.HEALTH_CHECK).exclude(status__in=TASK_END).first()
-        if waiting is not None:
-            return waiting
-        return tasks.enqueue(
-            kind=TaskKind.HEALTH_CHECK,
-            title=f"Check {connection.domain}",
-            connection=connection,
-            actor=_actor(actor),
-            now=now,
-        )
+        waiting = _open_checks(connection).first()
+        if waiting is None:
+            return _queue_check(connection, actor=actor, spec={}, now=now)
+        if waiting.spec and not waiting.spec.get("asked"):
+            # Its spec alone: a worker may be moving it on at this moment.
+            waiting.spec = {**waiting.spec, "asked": True}
+            waiting.save(update_fields=["spec"])
+        return waiting
+
+
+def _open_checks(connection: ManagedAuthConnection) -> QuerySet[Task]:
+    return connection.tasks.filter(kind=TaskKind.HEALTH_CHECK).exclude(status__in=TASK_END)
+
+
+def _queue_check(
+    connection: ManagedAuthConnection, *, actor: Principal, spec: Mapping[str, Any], now: dt.datetime
+) -> Task:
+    return tasks.enqueue(
+        kind=TaskKind.HEALTH_CHECK,
+        title=f"Check {connection.domain}",
+        connection=connection,
+        spec=spec,
+        actor=_actor(actor),
+        now=now,
+    )
+
+
+def check_by_clock(*, connection_id: str, now: dt.datetime) -> bool:
+    """Queue the check that is due, or put it off while the circuit of its site is open. False: it is not due (any more), or has to wait."""
+    with transaction.atomic():
+        try:
+            connection = _lock(connection_id)
+        except ManagedAuthConnection.DoesNotExist:
+            return False
+        if connection.next_check_at is None or connection.next_check_at > now:
+            return False
+        if not health.is_checked(connection):
+            connection.next_check_at = None
+            connection.save(update_fields=["next_check_at"])
+            return False
+        busy = connection.flows.filter(status=FlowStatus.IN_PROGRESS).exists()
+        if busy or _open_checks(connection).exists():
+            return False
+        allowed = health.ask(connection.domain, now)
+        if allowed.until is not None:
+            health.put_off(connection, allowed.until)
+        else:
+            # Planned from now on: should this one get lost, the next one comes all the same.
+            health.plan(connection, now)
+        connection.save(update_fields=["next_check_at"])
+        if allowed.until is None:
+            _queue_check(
+                connection,
+                actor=_HEALTH,
+                spec=health.AS_TRIAL if allowed.trial else health.BY_CLOCK,
+                now=now,
+            )
+        return True
+
+
+def plan_check(*, connection_id: str, now: dt.datetime) -> bool:
+    """Give one that is checked by the clock and has no plan its first check, anywhere within its interval."""
+    with transaction.atomic():
+        try:
+            connection = _lock(connection_id)
+        except ManagedAuthConnection.DoesNotExist:
+            return False
+        if connection.next_check_at is not None or not health.is_checked(connection):
+            return False
+        health.spread(connection, now)
+        connection.save(update_fields=["next_check_at"])
+        return True
+
+
+def reauth_by_clock(*, connection_id: str, now: dt.datetime) -> bool:
+    """Start the re-authentication that is due: one before it has failed, and its pause is over. False: there is none to start."""
+    with transaction.atomic():
+        try:
+            connection = _lock(connection_id)
+        except ManagedAuthConnection.DoesNotExist:
+            return False
+        if connection.reauth_after is None or connection.reauth_after > now:
+            return False
+        if _running(connection) is not None:
+            return False
+        connection.reauth_after = None
+        connection.save(update_fields=["reauth_after"])
+        if connection.status != ConnectionStatus.NEEDS_AUTH or not health.signs_in_again(connection):
+            return False
+        _begin(connection, FlowType.REAUTH, actor=_HEALTH, now=now)
+        return True
 
 
 def kill_task(*, task_id: str, actor: Principal, reason: str, now: dt.datetime) -> Task:
@@ -882,7 +988,16 @@ def succeed(
         connection.post_login_url = post_login_url[:2000]
         connection.authenticated_at = now
         connection.requirements = requirements
-        connection.save(update_fields=["credential", "post_login_url", "authenticated_at", "requirements"])
+        health.signed_in(connection, now)
+        connection.save(
+            update_fields=[
+                "credential",
+                "post_login_url",
+                "authenticated_at",
+                "requirements",
+                *health.FIELDS,
+            ]
+        )
         flow.post_login_url = post_login_url[:2000]
         flow.error_code = ""
         flow.error_message = ""
@@ -1031,6 +1146,9 @@ def _restart(flow: LoginFlow, task: Task, *, actor: str, now: dt.datetime) -> No
 def record_check(*, hold: Hold, signed_in: bool | None, reason: str, now: dt.datetime) -> HealthCheck:
     """The result of a health check. ``None``: it could not be told, and the status stays.
 
+    A session that is found lost is signed in again at once where that needs no person: the flow begins in this transaction. The status is
+    NEEDS_AUTH until it has succeeded.
+
     :raises LeaseLost: somebody else has the task by now.
     """
     with transaction.atomic():
@@ -1038,22 +1156,68 @@ def record_check(*, hold: Hold, signed_in: bool | None, reason: str, now: dt.dat
             connection = _lock(str(hold.connection_id))
         except ManagedAuthConnection.DoesNotExist:
             raise LeaseLost(hold.task_id) from None
+        running = _running(connection)
         task = tasks.lock_held(hold)
+        by_clock = task.spec.get("by") == "clock"
+        asked = not by_clock or bool(task.spec.get("asked"))
         observed = None
         if signed_in is not None:
             observed = ConnectionStatus.AUTHENTICATED if signed_in else ConnectionStatus.NEEDS_AUTH
+        previous = ConnectionStatus(connection.status)
         check = HealthCheck.objects.create(
             connection=connection,
             status=observed,
-            previous_status=connection.status,
+            previous_status=previous,
             reason=reason[:500],
             checked_at=now,
         )
+        again = False
+        if observed is None:
+            if by_clock:
+                health.unclear(connection.domain, trial=bool(task.spec.get("trial")), now=now)
+                connection.checks_unclear += 1
+                health.plan(connection, now)
+        else:
+            if connection.profile.state_saved_at is not None:
+                health.clear(connection.domain, now)
+            again = _take_check(
+                connection, observed, lost=previous != observed or asked, running=running, now=now
+            )
         connection.last_auth_check_at = now
         connection.version += 1
-        connection.save(update_fields=["last_auth_check_at", "version"])
+        connection.save(update_fields=["last_auth_check_at", "version", *health.FIELDS])
         telling.connection("connection.updated", connection, at=now, actor=hold.worker)
         if observed is not None:
             _set_status(connection, observed, reason="health_check", now=now, actor=hold.worker)
         tasks.finish(task, TaskStatus.COMPLETED, actor=hold.worker, now=now)
+        if again:
+            _begin(connection, FlowType.REAUTH, actor=_HEALTH, now=now)
         return check
+
+
+def _take_check(
+    connection: ManagedAuthConnection,
+    observed: ConnectionStatus,
+    *,
+    lost: bool,
+    running: LoginFlow | None,
+    now: dt.datetime,
+) -> bool:
+    """Plan what follows a check that could tell. True: a re-authentication begins now. ``lost``: it was there before, or a person asked."""
+    connection.checks_unclear = 0
+    if observed == ConnectionStatus.AUTHENTICATED:
+        health.signed_in(connection, now)
+        return False
+    connection.next_check_at = None
+    if not lost:
+        return False
+    # Whoever asks for a check has done something about it: the count of failures begins anew.
+    connection.reauths_failed = 0
+    connection.reauth_after = None
+    if not health.signs_in_again(connection):
+        return False
+    if running is not None:
+        # A person is at it. Should they not succeed, the clock goes on from there.
+        connection.reauth_after = now
+        return False
+    return True

@@ -13,7 +13,6 @@ import datetime as dt
 import functools
 import hashlib
 import io
-import uuid
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec
 
@@ -25,6 +24,7 @@ from django.core.cache import cache
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.template.loader import render_to_string
 from django.utils import timezone
@@ -32,22 +32,11 @@ from django.utils.cache import patch_cache_control
 from django.utils.html import escape
 from django.views.decorators.debug import sensitive_post_parameters
 
-from connections import (
-    access,
-    errors,
-    fragments,
-    idempotency,
-    inputs,
-    page_forms,
-    payloads,
-    task_inputs,
-    tasks,
-    transitions,
-)
+from connections import access, fragments, idempotency, page_forms, payloads, task_picture, tasks, transitions
 from connections.access import Forbidden, NotFound, Principal
 from connections.errors import ApiError
-from connections.models import ManagedAuthConnection, Profile, Task
-from connections.states import FlowStatus, TaskStatus
+from connections.models import ManagedAuthConnection, Profile
+from connections.states import FlowStatus
 from connections.tasks import InvalidTransition
 from events import log
 from events.envelope import CATALOGUE, SIGNAL_NAMES
@@ -58,15 +47,6 @@ P = ParamSpec("P")
 PER_PAGE = 25
 FEED_PAGE = 50
 EXPORT_LIMIT = 5000
-
-#: Why a line is not accepted.
-LINE_REFUSED = (
-    ApiError,
-    tasks.TaskOver,
-    task_inputs.TakesNoInput,
-    task_inputs.InputQueueFull,
-    task_inputs.MessageConflict,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,16 +78,16 @@ class Visit:
         return render(self.request, f"dashboard/parts/{template}", {"visit": self, **context})
 
 
-View = Callable[Concatenate[Visit, P], HttpResponse]
+View = Callable[Concatenate[Visit, P], HttpResponseBase]
 
 
-def page(*methods: str) -> Callable[[View[P]], Callable[Concatenate[HttpRequest, P], HttpResponse]]:
+def page(*methods: str) -> Callable[[View[P]], Callable[Concatenate[HttpRequest, P], HttpResponseBase]]:
     """Somebody who is signed in, one of these methods; foreign ids are 404, looking without acting is 403."""
 
-    def decorate(view: View[P]) -> Callable[Concatenate[HttpRequest, P], HttpResponse]:
+    def decorate(view: View[P]) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
         @functools.wraps(view)
         @sensitive_post_parameters()
-        def wrapper(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+        def wrapper(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             if request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
                 return HttpResponseNotAllowed(methods)
             principal = access.of_request_user(request.user, request.session.session_key)
@@ -136,7 +116,7 @@ def page(*methods: str) -> Callable[[View[P]], Callable[Concatenate[HttpRequest,
 def _refused(visit: Visit) -> HttpResponse:
     text = "You may look at this, but only its owner's team can act on it."
     if visit.by_script:
-        return _notice(text, status=403)
+        return notice(text, status=403)
     return visit.page("message.html", {"title": "Not allowed", "text": text, "back": "/"}, status=403)
 
 
@@ -146,10 +126,22 @@ def _refused(visit: Visit) -> HttpResponse:
 def _attention(visit: Visit) -> dict[str, Any]:
     keep = [part for part in visit.param("keep").split(",") if part][:50] if visit.by_script else []
     found = fragments.attention(visit.principal, keep=keep)
+    waiting = fragments.tasks_attention(visit.principal, keep=keep)
     return {
         "attention": [(item, visit.principal.may_operate(item.connection.owner_id)) for item in found],
-        "attention_count": sum(item.needs_attention for item in found),
-        "newcomer": not found and not ManagedAuthConnection.objects.visible_to(visit.principal).exists(),
+        "attention_tasks": [
+            (
+                each,
+                visit.principal.may_operate(each["task"].owner_id),
+                task_picture.may_type(visit.principal, each["task"]),
+            )
+            for each in waiting
+        ],
+        "attention_count": sum(item.needs_attention for item in found)
+        + sum(each["item"].needs_attention for each in waiting),
+        "newcomer": not found
+        and not waiting
+        and not ManagedAuthConnection.objects.visible_to(visit.principal).exists(),
     }
 
 
@@ -159,8 +151,14 @@ def _visible_events(principal: Principal) -> QuerySet[Event]:
     return rows if principal.audiences is None else rows.filter(audience__in=principal.audiences)
 
 
+#: What the home page tells of: logins, and what became of tasks that are not represented by one.
+_OF_OBJECTS = Q(topic__startswith="connection:") | (
+    Q(name="task.status") & ~Q(data__kind__in=sorted(tasks.TAKES_NONE))
+)
+
+
 def _recent(visit: Visit) -> dict[str, Any]:
-    rows = _visible_events(visit.principal).filter(topic__startswith="connection:")
+    rows = _visible_events(visit.principal).filter(_OF_OBJECTS)
     shown = rows.exclude(name__in=fragments.PASSING).order_by("-id")[:8]
     return {"recent": fragments.entries(list(shown)), "compact": True}
 
@@ -219,7 +217,7 @@ def connection_list(visit: Visit) -> HttpResponse:
             "section": "connections",
             "items": fragments.pictures(shown.object_list),
             "page": shown,
-            "query": _query(visit, "page"),
+            "query": query_without(visit, "page"),
             "q": q,
             "status": status,
             "owner": owner,
@@ -232,37 +230,13 @@ def connection_list(visit: Visit) -> HttpResponse:
     )
 
 
-def _query(visit: Visit, *without: str) -> str:
+def query_without(visit: Visit, *without: str) -> str:
     """The filters of this page for a link that changes ``without``: ``q=acme&``, or nothing."""
     kept = visit.request.GET.copy()
     for name in without:
         kept.pop(name, None)
     text = kept.urlencode()
     return f"{text}&" if text else ""
-
-
-@page("GET")
-def task_list(visit: Visit) -> HttpResponse:
-    q, status = visit.param("q"), visit.param("status")
-    rows = Task.objects.visible_to(visit.principal).select_related("owner")
-    if q:
-        rows = rows.filter(Q(id__icontains=q) | Q(title__icontains=q))
-    if status in TaskStatus.values:
-        rows = rows.filter(status=status)
-    shown = Paginator(rows.order_by("-created_at", "-id"), PER_PAGE).get_page(visit.request.GET.get("page"))
-    return visit.page(
-        "tasks.html",
-        {
-            "section": "tasks",
-            "tasks": [(row, fragments.task_chip(row.status)) for row in shown.object_list],
-            "page": shown,
-            "query": _query(visit, "page"),
-            "q": q,
-            "status": status,
-            "statuses": TaskStatus.choices,
-            "filtered": bool(q or status),
-        },
-    )
 
 
 # ── Events ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -301,7 +275,7 @@ def event_feed(visit: Visit) -> HttpResponse:
             "older": shown[-1].id if len(found) > FEED_PAGE else None,
             "newest": visit.cursor,
             "cursor": before,
-            "query": _query(visit, "cursor", "format"),
+            "query": query_without(visit, "cursor", "format"),
             "types": sorted(CATALOGUE),
             "type": kind,
             "object": wanted,
@@ -455,7 +429,7 @@ def connection_delete(visit: Visit, connection_id: str) -> HttpResponse:
 # ── Acting on a connection ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _notice(text: str, *, status: int, target: str = "notices", parts: str = "") -> HttpResponse:
+def notice(text: str, *, status: int, target: str = "notices", parts: str = "") -> HttpResponse:
     """A message for somebody whose browser runs the script: beside the form it belongs to, or on top of the page.
 
     ``data-say`` names the place once more: a question that comes with ``parts`` is not on the page yet when htmx looks for it.
@@ -474,18 +448,18 @@ class Done:
     fresh: bool = True
 
 
-def _message_id(visit: Visit) -> str | None:
+def message_id_of(visit: Visit) -> str | None:
     return visit.request.headers.get("Idempotency-Key") or visit.request.POST.get("message_id") or None
 
 
-def _once(visit: Visit, act: Callable[[], Done]) -> Done:
+def once(visit: Visit, act: Callable[[], Done]) -> Done:
     """``act``, once for each message id (``Idempotency-Key``, or the field ``message_id``); again, it is what it was.
 
     What is kept is the outcome and not the parts: those are drawn after the commit, since on PostgreSQL nobody else can tell anything
     before it, and who asks again wants to see what is so now.
     """
     sent = visit.request.POST
-    key = _message_id(visit)
+    key = message_id_of(visit)
     if key is None:
         return act()
     content = sorted(
@@ -514,11 +488,11 @@ def _once(visit: Visit, act: Callable[[], Done]) -> Done:
 
 def _acted(visit: Visit, connection_id: str, act: Callable[[], Done]) -> HttpResponse:
     """Act once, then show what came of it: the parts as they are now; without script, the page they are on."""
-    done = _once(visit, act)
+    done = once(visit, act)
     if done.status >= 400:
         return _failed(visit, connection_id, done.text, status=done.status, fresh=done.fresh)
     if visit.by_script and done.text:
-        return _notice(done.text, status=done.status)
+        return notice(done.text, status=done.status)
     if visit.by_script:
         item = fragments.present(connection_id)
         return HttpResponse(fragments.connection_parts(item) if item else "")
@@ -538,7 +512,7 @@ def _failed(visit: Visit, connection_id: str, text: str, *, status: int, fresh: 
     if visit.by_script:
         item = fragments.present(connection_id)
         asking = item.flow.interaction_id if item and item.flow else ""
-        return _notice(
+        return notice(
             text,
             status=status,
             target=f"say-{connection_id}-{asking}" if asking else "notices",
@@ -668,57 +642,6 @@ def link(visit: Visit, connection_id: str) -> HttpResponse:
         return _detail(visit, row, link=url)
     html = render_to_string("dashboard/parts/link.html", {"link": url}).strip()
     return HttpResponse(f'<hx-partial hx-target="#link-{row.id}" hx-swap="innerHTML">{html}</hx-partial>')
-
-
-# ── One task ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@page("GET")
-def task_detail(visit: Visit, task_id: str) -> HttpResponse:
-    row = access.visible(
-        visit.principal, Task.objects.select_related("owner", "connection__profile"), task_id
-    )
-    may_act = visit.principal.may_operate(row.owner_id)
-    return visit.page(
-        "task.html",
-        {
-            "section": "tasks",
-            "may_act": may_act,
-            "may_send": may_act and tasks.takes_input(row.kind) and not row.is_over,
-            # Of this page as it was loaded: sent twice, by a double click or by the browser itself, it is one message.
-            "message_id": uuid.uuid4(),
-            **fragments.task_context(row),
-        },
-    )
-
-
-@page("POST")
-def task_input(visit: Visit, task_id: str) -> HttpResponse:
-    """A line, from the form of a browser that runs no script. With script it goes to the API."""
-    row = access.operable(visit.principal, Task.objects, task_id)
-    # Forms are sent with the line ends of the web's first days.
-    text = visit.request.POST.get("text", "").replace("\r\n", "\n")
-    message_id = _message_id(visit) or str(uuid.uuid4())
-
-    def act() -> Done:
-        try:
-            task_inputs.add_input(
-                task_id=row.id,
-                content=inputs.checked(inputs.TaskInput, {"text": text})["text"],
-                message_id=message_id,
-                actor=visit.principal.name,
-                now=visit.now,
-            )
-        except LINE_REFUSED as error:
-            known = errors.translate(error)
-            return Done(status=known.status, text=known.message)
-        return Done(text="The line was accepted.")
-
-    done = _once(visit, act)
-    if visit.by_script:
-        return _notice(done.text, status=done.status)
-    (messages.error if done.status >= 400 else messages.success)(visit.request, done.text)
-    return redirect("task", row.id)
 
 
 # ── Signing in ────────────────────────────────────────────────────────────────────────────────────────────────────

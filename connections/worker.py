@@ -138,7 +138,7 @@ class Worker:
                 for helper in helpers:
                     helper.cancel()
                 await asyncio.gather(*helpers, stopping, return_exceptions=True)
-                await self._keeper.stop()
+                self._keeper.stop()
                 await self._database.close()
 
     async def _claim(self, claim: Callable[[], Awaitable[bool]], work: asyncio.Event) -> None:

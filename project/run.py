@@ -241,8 +241,20 @@ def ending(name: str, code: int) -> str:
     return f"the {name} stopped by itself with exit code {code}"
 
 
-def supervise(children: list[Child], happened: queue.SimpleQueue[Happening], output: Output) -> int:
-    """Wait for a signal or for the end of a child, then stop everything; returns the exit code."""
+def patience() -> float:
+    """Seconds that the children get to stop: a worker may have commands to see to (``COMMAND_ON_STOP``)."""
+    finishing = settings.COMMAND_STOP_SECONDS if settings.COMMAND_ON_STOP == "finish" else 0
+    return STOP_SECONDS + settings.COMMAND_KILL_SECONDS + finishing
+
+
+def supervise(
+    children: list[Child],
+    happened: queue.SimpleQueue[Happening],
+    output: Output,
+    seconds: float | None = None,
+) -> int:
+    """Wait for a signal or for the end of a child, then stop everything within ``seconds``; returns the exit code."""
+    seconds = STOP_SECONDS if seconds is None else seconds
     first = happened.get()
     code = 0
     if first.died is not None:
@@ -256,13 +268,13 @@ def supervise(children: list[Child], happened: queue.SimpleQueue[Happening], out
     for child in children:
         child.ask_to_stop()
     running = {child.name for child in children} - {first.died}
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while running:
         try:
             event = happened.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             output.line(
-                f"switchboard: {' and '.join(sorted(running))} did not stop within {STOP_SECONDS} s: killed."
+                f"switchboard: {' and '.join(sorted(running))} did not stop within {seconds:g} s: killed."
             )
             code = code or 1
             break
@@ -393,7 +405,7 @@ def main() -> int:
         # Also after a bad start when there is a new password: it is not shown again.
         for line in greeting(admin):
             output.line(line)
-    return supervise(children, happened, output)
+    return supervise(children, happened, output, patience())
 
 
 if __name__ == "__main__":

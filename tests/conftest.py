@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from django.core.cache import cache
 from django.db import connection
 from django.db.models import QuerySet
 from django.utils import timezone
+from hypothesis import HealthCheck, settings
 from rest_framework.test import APIClient
 
 from connections import registry
@@ -33,6 +35,10 @@ from connections.access import Principal, of_user
 from events import log, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How fast a loaded machine makes up its examples is no property of what is tested.
+settings.register_profile("switchboard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("switchboard")
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +138,20 @@ def client_of(db: Any) -> Callable[[User], APIClient]:
     return make
 
 
+#: Below what kernels give to outgoing connections (from 32768 on), which could take a port between the look and its use. Every process of
+#: the suite begins elsewhere, and gives none twice.
+PORTS = range(18_000, 32_000)
+_next_port = itertools.count(os.getpid() * 61)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback that nobody listens on."""
+    for number in itertools.islice(_next_port, len(PORTS)):
+        port = PORTS[number % len(PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port of {PORTS} is free")
 
 
 @dataclasses.dataclass
@@ -220,9 +236,13 @@ def _answers(url: str) -> bool:
         return False
 
 
+#: What a machine that is busy with other things is given: a wait ends with its condition, so a limit measures nothing and only ends what hangs.
+PATIENCE = 3
+
+
 def until(condition: Callable[[], Any], seconds: float, message: str = "it did not happen in time") -> Any:
-    """Wait for a condition; its value when it is true, a failed test when it never is."""
-    end = time.monotonic() + seconds
+    """Wait for a condition; its value when it is true, a failed test when it never is. ``seconds`` are those of an idle machine."""
+    end = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < end:
         value = condition()
         if value:

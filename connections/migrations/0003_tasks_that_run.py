@@ -191,6 +191,14 @@ class Migration(migrations.Migration):
             index=models.Index(condition=models.Q(('health_checks', True), ('next_check_at__isnull', False)), fields=['next_check_at'], name='connection_check_due'),
         ),
         migrations.AddIndex(
+            model_name='managedauthconnection',
+            index=models.Index(condition=models.Q(('health_checks', True), ('next_check_at__isnull', True), ('status', 'AUTHENTICATED')), fields=['id'], name='connection_check_unplanned'),
+        ),
+        migrations.AddIndex(
+            model_name='managedauthconnection',
+            index=models.Index(condition=models.Q(('reauth_after__isnull', False)), fields=['reauth_after'], name='connection_reauth_due'),
+        ),
+        migrations.AddIndex(
             model_name='task',
             index=models.Index(condition=models.Q(('status__in', ['completed', 'failed', 'killed']), _negated=True), fields=['kind'], name='task_open_of_kind'),
         ),

@@ -131,6 +131,18 @@ class ManagedAuthConnection(Owned):
                 condition=Q(health_checks=True, next_check_at__isnull=False),
                 name="connection_check_due",
             ),
+            models.Index(
+                fields=["id"],
+                condition=Q(
+                    status=ConnectionStatus.AUTHENTICATED, health_checks=True, next_check_at__isnull=True
+                ),
+                name="connection_check_unplanned",
+            ),
+            models.Index(
+                fields=["reauth_after"],
+                condition=Q(reauth_after__isnull=False),
+                name="connection_reauth_due",
+            ),
         ]
 
     def __str__(self) -> str:

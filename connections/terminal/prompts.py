@@ -16,7 +16,7 @@ LOOK_BYTES = 8192
 TEXT_LENGTH = 500
 
 _YES_NO = re.compile(
-    r"[\[(](?P<yes>y|yes)\s*[/|]\s*(?P<no>n|no)(?:\s*/[^\])]*)?[\])]\s*(?:\(default[^)]*\)\s*)?[?:>]*\s*\Z",
+    r"[\[(](?P<yes>y|yes)\s*[/|]\s*(?P<no>n|no)(?:\s*/\S*?)?[\])]\s*(?:\(default[^)]*\)\s*)?[?:>]*\s*\Z",
     re.IGNORECASE,
 )
 _CARETS = "❯➜▶►›»→>*"
@@ -26,17 +26,20 @@ _CHOICE = re.compile(
 #: Lines under a menu that belong to it: hints, frames, nothing.
 _HINT_LINES = 4
 _CHOICE_LINES = 20
+#: A character that a backspace takes back, or a backspace with nothing before it.
+_RUBBED_OUT = re.compile("[^\x08]\x08|^\x08+")
+#: The cursor goes to another line, as programs do that draw the whole screen.
+_JUMP = re.compile(rb"\x1b\[[0-9;]*[HfdEF]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def screen_lines(output: bytes) -> list[str]:
     """The end of the output as lines of text: no escape sequences, and what a line was overwritten with (``\\r``) instead of what it was."""
-    text = ansi.strip(output).decode(errors="replace").replace("\r\n", "\n")
+    text = ansi.strip(_JUMP.sub(b"\n", output)).decode(errors="replace").replace("\r\n", "\n")
     lines = []
     for line in text.split("\n"):
-        while "\b" in line:
-            shorter = re.sub(r"[^\b]\b", "", line)
-            line = shorter if shorter != line else line.replace("\b", "")
+        while (shorter := _RUBBED_OUT.sub("", line)) != line:
+            line = shorter
         parts = [part for part in line.split("\r") if part]
         lines.append(_CONTROL.sub("", parts[-1] if parts else "").rstrip(" "))
     return lines

@@ -4,8 +4,8 @@ A terminal is not a pipe. In canonical mode (the ordinary one, in which lines ca
 has beyond 4,095 bytes. So control characters are quoted with VLNEXT (``^V``), and a long line is handed over in parts with VEOF (``^D``): the program reads
 them one after the other, as it would read from a pipe. (A program that reads a terminal byte by byte, as a shell's ``read`` does, takes the end
 of a part for the end of its input: for such a one a line of more than 4,000 bytes is too long.) In the other modes the program itself gets every byte, but for
-those that the terminal turns into signals where the program left that on. One that asked for bracketed paste gets the text between its marks, so that it knows
-it from keys.
+those that the terminal turns into signals where the program left that on. One that asked for bracketed paste gets a text with line ends or other control
+characters between its marks, so that it knows them from keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ PART_BYTES = 4001
 _IFLAG, _LFLAG, _CC = 0, 3, 6
 #: Controls that no terminal acts on.
 _HARMLESS = frozenset(b"\t\n")
-_CONTROLS = frozenset([*range(0x20), 0x7F]) - _HARMLESS
+_ALL_CONTROLS = frozenset([*range(0x20), 0x7F])
+_CONTROLS = _ALL_CONTROLS - _HARMLESS
 _DISABLED = b"\0"
 
 
@@ -90,15 +91,17 @@ class Typist:
     """Types texts. Remembers how long the line is that has been begun, for it may be typed in several goes."""
 
     def __init__(self) -> None:
-        self._begun = 0
+        #: How many bytes of the present line were typed since its last part was handed over.
+        self.begun = 0
 
     def text(self, text: bytes, line: Line, *, bracketed: bool = False) -> bytes:
         """What to write so that the program reads ``text``. No Enter is added."""
         if not line.canonical:
-            self._begun = 0
-            if bracketed and text and PASTE_END not in text:
+            self.begun = 0
+            # Plain words are typed, as a person would: an editor takes them for what they mean to it. With the end mark inside, the paste
+            # would end early, and the rest would count as keys: then better all of it.
+            if bracketed and not _ALL_CONTROLS.isdisjoint(text) and PASTE_END not in text:
                 return PASTE_BEGIN + text + PASTE_END
-            # With the end mark inside it would end early, and the rest would count as keys: then better all of it.
             return text
         acting = (_CONTROLS | line.special) if line.quote else frozenset[int]()
         # A line feed that is quoted is a character like others: so it is where the terminal would have changed it.
@@ -107,29 +110,29 @@ class Typist:
         typed = []
         for number, each in enumerate(lines):
             if number:
-                self._begun = 0
+                self.begun = 0
             typed.append(line.push.join(quoted(part) for part in self._parts(each, line)))
         return b"\n".join(typed)
 
     def _parts(self, text: bytes, line: Line) -> list[bytes]:
         """The text in parts, of which the first goes on with what was typed before."""
-        if not line.push or self._begun + len(text) <= PART_BYTES:
-            self._begun += len(text)
+        if not line.push or self.begun + len(text) <= PART_BYTES:
+            self.begun += len(text)
             return [text]
-        first = PART_BYTES - self._begun
+        first = PART_BYTES - self.begun
         parts = [text[:first]]
         parts += [text[at : at + PART_BYTES] for at in range(first, len(text), PART_BYTES)]
-        self._begun = len(parts[-1])
+        self.begun = len(parts[-1])
         return parts
 
     def enter(self, line: Line) -> bytes:
         """What finishes the line."""
-        self._begun = 0
+        self.begun = 0
         return line.enter
 
     def keys(self) -> None:
         """Keys were pressed: what they did to the line is known to the terminal alone. Taken for a new line."""
-        self._begun = 0
+        self.begun = 0
 
 
 def _quoting(acting: frozenset[int], quote: bytes) -> Callable[[bytes], bytes]:

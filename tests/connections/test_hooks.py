@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from django.contrib.auth.models import User
 from django.db import connections as databases
 from django.utils import timezone
 
-from connections import hooks, payloads, tasks, vault
+from connections import hooks, payloads, reconciler, tasks, vault
 from connections.drivers import network
 from connections.hooks import BACKOFF, LEASE, Report
 from connections.models import HookDelivery, Task
@@ -30,6 +31,7 @@ from tests.connections.flow_support import T0, after, cursor, events
 from tests.connections.hook_support import SECRET, Came, Say, receiver
 from tests.connections.worker_support import in_db, until_db
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 SECRET_QUERY = "token=do-not-show-me"
 
 
@@ -102,6 +104,18 @@ def test_C31_the_signature_is_the_one_of_the_library_of_standard_webhooks() -> N
 
 
 # ── The outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_C25_the_end_of_a_task_whose_worker_died_is_reported_too(owner: User) -> None:
+    row = tasks.create(
+        owner_id=owner.pk, kind=TaskKind.COMMAND, title="A task", spec={"argv": ["true"]},
+        hook_url="http://127.0.0.1:9/hook", hook_secret=SECRET, actor="owner", now=T0,
+    )  # fmt: skip
+    assert tasks.claim(worker="dead", kinds=[TaskKind.COMMAND], now=T0) is not None
+    lost = after(project.LEASE_SECONDS)
+    assert reconciler.rescue_tasks(lost) == 1
+    assert claimed(lost).body["type"] == "task.failed"
+    assert HookDelivery.objects.get().task_id == row.id
 
 
 def test_a_task_without_a_hook_has_nothing_to_report(owner: User) -> None:
@@ -385,6 +399,25 @@ def test_C31_a_report_is_a_signed_post_that_an_independent_library_verifies() ->
     assert (came.id, came.headers["webhook-signature"][:3]) == ("msg_1", "v1,")
     with pytest.raises(standardwebhooks.WebhookVerificationError):
         came.verified(hooks.new_secret())
+
+
+def test_C31_the_ten_lines_of_the_readme_verify_a_report_and_refuse_a_wrong_one() -> None:
+    section = README.split("\n## Hooks\n", 1)[1].split("\n## ", 1)[0]
+    lines = section.split("```python\n", 1)[1].split("```", 1)[0]
+    room: dict[str, Any] = {}
+    exec(compile(lines, "README.md", "exec"), room)  # the reader's own program
+    with receiver() as there:
+        sent(made(there.url(), type="task.completed"))
+    (came,) = there.came
+    assert room["verified"](SECRET, came.headers, came.body) == {"type": "task.completed"}
+    old = {**came.headers, "webhook-timestamp": str(int(came.headers["webhook-timestamp"]) - 301)}
+    for secret, headers, body in (
+        (hooks.new_secret(), came.headers, came.body),
+        (SECRET, came.headers, came.body + b" "),
+        (SECRET, old, came.body),
+    ):
+        with pytest.raises(ValueError):
+            room["verified"](secret, headers, body)
 
 
 def test_C31_a_redirect_is_not_followed() -> None:

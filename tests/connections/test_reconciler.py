@@ -39,13 +39,14 @@ def test_C25_flows_and_questions_expire_without_anybody_looking(owner: User) -> 
 def test_C24_nothing_due_is_nothing_done_and_nothing_told(owner: User) -> None:
     Story.of(owner).bring_to(FlowStep.AWAITING_INPUT)
     mark = cursor()
-    assert urgent(after(1)) == {"expire_flows": 0, "rescue_tasks": 0, "sweep_clients": 0}
+    assert set(urgent(after(1)).values()) == {0}
     assert cursor() == mark
 
 
 def test_tasks_of_a_dead_worker_go_back_to_the_queue(owner: User) -> None:
     story = Story.of(owner).bring_to(FlowStep.AWAITING_INPUT)
-    assert urgent(after(settings.LEASE_SECONDS)) == {"expire_flows": 0, "rescue_tasks": 1, "sweep_clients": 0}
+    done = urgent(after(settings.LEASE_SECONDS))
+    assert {name: count for name, count in done.items() if count} == {"rescue_tasks": 1}
     assert (story.task().status, story.flow().step) == (TaskStatus.QUEUED, FlowStep.DISCOVERING)
 
 

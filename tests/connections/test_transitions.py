@@ -759,6 +759,8 @@ def test_C20_expiry_by_reading_and_by_the_reconciler_is_in_the_log_once(story: S
         "expire_flows": 0,
         "rescue_tasks": 0,
         "sweep_clients": 0,
+        "queue_checks": 0,
+        "start_reauths": 0,
     }
     assert told(mark) == ["flow.state", "task.status"]
 

@@ -8,6 +8,8 @@ import json
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -17,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from events.sse import Parser, ServerSentEvent
-from tests.conftest import Running, until
+from tests.conftest import ROOT, Running, until
 
 
 def tls() -> ssl.SSLContext:
@@ -84,7 +86,7 @@ class Stream:
 
     def json(self) -> Any:
         """The body of an answer that is no stream."""
-        assert self.ended.wait(10)
+        assert self.ended.wait(30)
         return json.loads(self.raw)
 
     def names(self) -> list[str]:
@@ -195,6 +197,53 @@ def write_elsewhere(
 
 def pid_of(running: Running) -> int:
     return running.processes["server"].pid
+
+
+def stalled_reader(running: Running, query: str = "") -> socket.socket:
+    """Asks for a stream and then never reads; its receive buffer is small."""
+    parts = urlsplit(running.url)
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.connect((parts.hostname, parts.port))
+    reader.sendall(
+        f"GET /api/events{query} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {running.api_key}\r\n\r\n".encode()
+    )
+    return reader
+
+
+def opened_and_stalled(running: Running, query: str = "") -> socket.socket:
+    """As :func:`stalled_reader`, but it reads until its stream is live: whatever is published from then on waits for it."""
+    reader = stalled_reader(running, query)
+    reader.settimeout(30)
+    raw = b""
+    while b"event: ready" not in raw:
+        part = reader.recv(4096)
+        assert part, raw
+        raw += part
+    return reader
+
+
+PATCHED = """
+import sys
+from project import server
+from events import consumers
+{changes}
+sys.exit(server.main())
+"""
+
+
+def start_patched(running: Running, changes: str) -> None:
+    """Start the server (it must have been stopped) with other constants: lines like ``server.FLUSH_SECONDS = 1``."""
+    with (running.data_dir / "server.log").open("ab") as output:
+        running.processes["server"] = subprocess.Popen(
+            [sys.executable, "-c", PATCHED.format(changes=changes)],
+            cwd=ROOT, env=running.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
+    running.wait_until_up()
+
+
+#: For tests of what a draining server answers. A reader that takes nothing holds it as long as that (as a rule: a second).
+DRAINS_LONGER = "server.LAST_FLUSH_SECONDS = 6.0"
 
 
 def rss_of(pid: int) -> int:

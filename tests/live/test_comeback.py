@@ -342,7 +342,7 @@ def test_B03_B27_a_page_that_is_gone_or_silent_is_taken_over_told_so_and_answere
     taken = other.open(there)
     assert (taken.welcome["resumed"], taken.welcome["epoch"]) == (True, 2)
     assert asleep.named("superseded").json() == {"epoch": 2}
-    assert asleep.ended.wait(20)
+    assert asleep.ended.wait(30)
     assert silent.asked == 1
     for node in nodes:
         stopped = silent.open(node)
@@ -582,7 +582,7 @@ def test_an_operator_disconnects_a_client_of_another_process_with_a_reason(
         "reconnect": False,
         "message": "the shift is over",
     }
-    assert line.ended.wait(20)
+    assert line.ended.wait(30)
     assert tab.picture["state"] == "closed"
     assert not here.rows(
         f"SELECT id FROM events_claim WHERE subject = '{subject_of(made)}' AND client_id IS NOT NULL"

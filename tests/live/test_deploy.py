@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from connections import worker
 from events.sse import Parser, ServerSentEvent
 from project import env
 from tests.conftest import ROOT, Running, missing, until
 from tests.live import services
 from tests.live.services import Cluster
 from tests.live.streaming import (
+    DRAINS_LONGER,
     TLS,
     Stream,
     call,
@@ -31,6 +33,8 @@ from tests.live.streaming import (
     login,
     managed,
     many,
+    opened_and_stalled,
+    start_patched,
     tls,
     write_elsewhere,
 )
@@ -103,7 +107,7 @@ def test_a_login_started_through_nginx_is_done_by_a_worker_and_followed_on_both_
                 stream.until(lambda event: event.json().get("flow_step") == "AWAITING_INPUT")
             call(cluster.front, "POST", f"/auth/connections/{connection['id']}/cancel", {})
             for stream in (here, there, front):
-                assert stream.ended.wait(15)
+                assert stream.ended.wait(30)
                 assert stream.events[-1].json()["flow_status"] == "CANCELED"
 
 
@@ -390,13 +394,9 @@ def test_C08_B41_a_server_that_is_killed_is_replaced_by_the_other_and_nothing_is
 def test_C08_the_503_of_a_draining_server_is_taken_over_by_the_other(cluster: Cluster) -> None:
     """A reader that takes nothing keeps the first server draining for seconds; who comes meanwhile does not notice."""
     node = cluster.nodes[0]
-    parts = urlsplit(node.url)
-    with socket.socket() as stalled:
-        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        stalled.connect((parts.hostname, parts.port))
-        stalled.sendall(
-            f"GET /api/events?topics=task:stuck HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {node.api_key}\r\n\r\n".encode()
-        )
+    assert node.stop("server") == 0
+    start_patched(node, DRAINS_LONGER)
+    with opened_and_stalled(node, "?topics=task:stuck"):
         with events(node, "?topics=task:stuck") as quick:
             quick.named("ready")
             write_elsewhere(node, 80, topic="stuck", size=100_000)
@@ -586,6 +586,11 @@ def test_the_units_and_the_environment_file_fit_the_program(tmp_path: Path) -> N
         # Longer than a drain takes, so that systemd kills nobody who is still saying goodbye.
         assert int(service["TimeoutStopSec"].rstrip("s")) > 10
         assert int(service["LimitNOFILE"]) > knobs.stream_process_limit
+        if "worker" in name:
+            # What it needs to see to its commands, and both of its patience for logins and for what does not listen.
+            needed = knobs.command_stop_seconds + knobs.command_kill_seconds + 2 * worker.STOP_SECONDS
+            assert int(service["TimeoutStopSec"]) > needed
+            assert service["KillMode"] == "process", "systemd ends no command under the worker"
         module = service["ExecStart"].split(".venv/bin/python ")[1]
         assert module in ("-m project.server", "manage.py run_worker")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import ROOT, Running, run_switchboard, until
+from tests.conftest import Running, run_switchboard, until
 from tests.live import services
-from tests.live.streaming import connect, events, pid_of, rss_of, write_elsewhere
+from tests.live.streaming import connect, events, pid_of, rss_of, start_patched, write_elsewhere
 from tests.live.test_operations import numbers
 
 pytestmark = pytest.mark.live
 
 MIB = 1 << 20
-
-WRAPPER = """
-import sys
-from project import server
-server.ARRIVAL_SECONDS = 2
-sys.exit(server.main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +32,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         ) as running,
     ):
         services.stop_all(running)
-        with (place / "server.log").open("ab") as output:
-            running.processes["server"] = subprocess.Popen(
-                [sys.executable, "-c", WRAPPER], cwd=ROOT, env=running.env, stdout=output, stderr=output
-            )
-        running.wait_until_up()
+        start_patched(running, "server.ARRIVAL_SECONDS = 2")
         yield running
         assert "Traceback" not in running.log("server"), running.log("server")
         assert running.api_key not in running.log("server")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +14,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Running, run_switchboard, until
 from tests.live import services
-from tests.live.streaming import Stream, connect, events, login, many, write_elsewhere
+from tests.live.streaming import (
+    DRAINS_LONGER,
+    Stream,
+    connect,
+    events,
+    login,
+    many,
+    opened_and_stalled,
+    start_patched,
+    write_elsewhere,
+)
 
 pytestmark = pytest.mark.live
 
@@ -52,22 +61,11 @@ def numbers(running: Running, **headers: str) -> dict[str, float]:
     }
 
 
-def stalled_reader(running: Running) -> socket.socket:
-    """Asks for a stream and never reads."""
-    parts = urlsplit(running.url)
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect((parts.hostname, parts.port))
-    reader.sendall(
-        f"GET /api/events?topics=task:flood HTTP/1.1\r\nHost: {parts.netloc}\r\n"
-        f"Authorization: Bearer {running.api_key}\r\n\r\n".encode()
-    )
-    return reader
-
-
 def test_C08_a_draining_server_is_alive_and_not_ready(own_running: Running) -> None:
     running = own_running
-    with stalled_reader(running), events(running, "?topics=tasks") as stream:
+    assert running.stop("server") == 0
+    start_patched(running, DRAINS_LONGER)
+    with opened_and_stalled(running, "?topics=task:flood"), events(running, "?topics=tasks") as stream:
         stream.named("ready")
         assert readiness(running)[0] == 200
         write_elsewhere(running, 60, topic="flood", size=100_000)
@@ -108,6 +106,14 @@ def test_streams_are_seen_while_they_are_open_and_the_hub_has_no_lag(own_running
         assert during["switchboard_hub_position"] == during["switchboard_log_newest"] > 0
         assert (during["switchboard_hub_lag_events"], during["switchboard_hub_lag_seconds"]) == (0, 0)
         assert during["switchboard_events_delivered_total"] >= 3
+        # No Redis here: what another process wrote is found by looking, and that is counted.
+        missed = during["switchboard_wakes_missed_total"]
+        write_elsewhere(running, 1, topic="elsewhere")
+        held[0].until(lambda event: event.json().get("id") == "elsewhere")
+        until(lambda: numbers(running)["switchboard_wakes_missed_total"] > missed, 10)
+        during = until(
+            lambda: found if not (found := numbers(running))["switchboard_hub_lag_events"] else None, 10
+        )
         assert readiness(running)[1]["checks"]["hub"] == {"ok": True, "running": True, "behind": 0}
         shown = json.loads(running.manage("events_stats", "--json", "--url", running.url))
         assert shown["live"]["switchboard_streams_open"] == 4
@@ -118,7 +124,12 @@ def test_streams_are_seen_while_they_are_open_and_the_hub_has_no_lag(own_running
     assert after["switchboard_streams_opened_total"] == 4
     assert sum(value for name, value in after.items() if "streams_ended_total" in name) == 4
     assert after["switchboard_hub_running"] == 0
-    for name in ("switchboard_events_skipped_total", "switchboard_events_out_of_order_total"):
+    assert after["switchboard_streams_ended_total gone"] == 4
+    for name in (
+        "switchboard_events_skipped_total",
+        "switchboard_events_out_of_order_total",
+        "switchboard_stream_fallbacks_total",
+    ):
         assert after[name] == 0
 
 

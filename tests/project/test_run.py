@@ -182,6 +182,14 @@ def test_a_child_that_does_not_stop_in_time_is_killed(stage: Stage, monkeypatch:
     assert "worker did not stop within" in stage.said
 
 
+def test_commands_get_the_time_that_was_promised_to_them(settings: Any) -> None:
+    settings.COMMAND_STOP_SECONDS, settings.COMMAND_KILL_SECONDS = 60, 5.0
+    settings.COMMAND_ON_STOP = "finish"
+    assert run.patience() == run.STOP_SECONDS + 65
+    settings.COMMAND_ON_STOP = "interrupt"
+    assert run.patience() == run.STOP_SECONDS + 5
+
+
 def test_a_reader_that_has_gone_does_not_stop_the_supervisor() -> None:
     reading, writing = os.pipe()
     os.close(reading)

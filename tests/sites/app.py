@@ -198,6 +198,11 @@ class Site:
             self._sessions.clear()
         self._approved.clear()
 
+    def forget_codes(self) -> None:
+        """As if the codes that were used were long gone."""
+        with self._lock:
+            self._used_codes.clear()
+
     def seen(self, method: str, path: str) -> list[Logged]:
         """The requests for ``path`` so far."""
         return [entry for entry in list(self.requests) if entry.method == method and entry.path == path]

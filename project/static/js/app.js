@@ -53,12 +53,20 @@ function left(date, now) {
   return `${h ? `${h}:` : ""}${minutes}:${String(s).padStart(2, "0")} left`;
 }
 
+function took(date, now) {
+  const seconds = Math.max(0, Math.floor((now - date) / 1000));
+  const [d, h, m, s] = [Math.floor(seconds / 86400), Math.floor(seconds / 3600) % 24, Math.floor(seconds / 60) % 60, seconds % 60];
+  if (d) return `${d} d ${h} h`;
+  if (h) return `${h} h ${m} min`;
+  return m ? `${m} min ${s} s` : `${s} s`;
+}
+
 function clock(date, now) {
   const today = date.toDateString() === now.toDateString();
   return today ? time.format(date) : `${day.format(date)} ${time.format(date)}`;
 }
 
-const SHAPES = { ago, left, clock, full: (date) => full.format(date), both: (date, now) => `${clock(date, now)} (${ago(date, now)})` };
+const SHAPES = { ago, left, took, clock, full: (date) => full.format(date), both: (date, now) => `${clock(date, now)} (${ago(date, now)})` };
 
 function tick() {
   const now = new Date();
@@ -74,6 +82,8 @@ function tick() {
       warn(element, seconds);
     }
   }
+  // Nothing happens when something has waited for too long: the clock alone says so.
+  for (const mark of $$(".stale")) mark.hidden = now < new Date(mark.dataset.from);
 }
 
 // A time limit is said at two minutes and at thirty seconds (WCAG 2.2.1), once for each deadline.
@@ -84,7 +94,7 @@ function warn(element, seconds) {
     const key = `${element.dateTime}:${limit}`;
     if (seconds > 0 && seconds <= limit && seconds > limit - 10 && !warned.has(key)) {
       warned.add(key);
-      announce(`A login has ${text} left.`);
+      announce(`${element.closest("[data-asks]") ? "This task" : "A login"} has ${text} left.`);
     }
   }
 }
@@ -198,7 +208,7 @@ document.addEventListener("htmx:after:request", (event) => {
     setTimeout(() => release(form), 0);
     // An answer of ours says why, in its own words; any other refusal must not stay silent.
     if (status >= 400 && !event.detail.ctx.text.includes("<hx-partial")) {
-      say(form, status === 404 ? "This connection does not exist any more." : "This was refused. Please reload the page.");
+      say(form, status === 404 ? "This does not exist any more." : "This was refused. Please reload the page.");
     }
   }
 });
@@ -264,13 +274,16 @@ document.addEventListener("live:absent", (event) => {
   }
   if (part?.matches?.("article[data-attention]") && $("#attention")) refreshAttention();
   const filters = new URLSearchParams(location.search);
-  const narrow = ["q", "owner", "page", "cursor"].some((name) => filters.get(name));
+  const narrow = ["q", "owner", "kind", "label", "page", "cursor"].some((name) => filters.get(name));
   const list = $("#list")?.dataset.newKind;
-  if (list === "task" && part?.id?.startsWith("task-") && !narrow && !filters.get("status")) pill(part.id);
+  if (list === "task" && part?.matches?.("tr[id^='task-'][data-filter]") && !narrow && fits(filters.get("status"), part.dataset.filter)) pill(part.id);
   // A row that begins to match the filter of this list.
   if (list === "connection" && filters.get("status") && part?.dataset?.filter === filters.get("status") && !narrow) pill(part.id);
   task.swapSpec = { style: "none" };
 });
+
+const OVER = ["completed", "failed", "killed"];
+const fits = (wanted, status) => !wanted || wanted === status || (wanted === "open" && !OVER.includes(status));
 
 // ── The home page: something new needs somebody ──
 
@@ -313,7 +326,7 @@ document.addEventListener("live:counts", (event) => {
   document.title = (waiting ? `(${waiting}) ` : "") + document.title.replace(/^\(\d+\) /, "");
   const icon = $("#favicon");
   if (icon) icon.href = icon.href.replace(/favicon(-waiting)?\.svg/, waiting ? "favicon-waiting.svg" : "favicon.svg");
-  if (waiting > before) announce(waiting === 1 ? "1 login waits for input." : `${waiting} logins wait for input.`);
+  if (waiting > before) announce(waiting === 1 ? "One waits for input." : `${waiting} wait for input.`);
 });
 
 // ── New rows come through a pill, so that nothing moves under the reader ──
@@ -428,6 +441,7 @@ function help() {
 $("#keys-on")?.addEventListener("change", (event) => stored("switchboard.keys", event.target.checked ? "on" : "off"));
 
 let going = 0;
+const FIELDS = "form.answer input:not([type=hidden]), form.answer button, form[data-lines] [name=text]:enabled, form.replies button";
 const PLACES = { h: "/", c: "/connections", t: "/tasks", l: "/clients", e: "/events" };
 
 document.addEventListener("keydown", (event) => {
@@ -453,7 +467,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "/") location.assign("/connections");
   else if (key === "?") help();
   else if (key === "t") announce(`Theme: ${THEMES[theme()]}`);
-  else if (key === "i") $("form.answer input:not([type=hidden]), form.answer button")?.focus();
+  else if (key === "i") $(FIELDS)?.focus();
   else if (key === "r" && $("#list [data-pill]:not([hidden])")) showNew();
   else if (key === "p") $("#badge-act:not([hidden])")?.click();
   else return;

@@ -32,6 +32,16 @@ export async function sit(urgent, lost) {
   return Boolean(seat);
 }
 
+/**
+ * The seat for the output of a task: one for all tabs, beside those of the pages' own streams, which is the fifth of six connections.
+ *
+ * @returns {Promise<false | (() => void)>} false: another tab has it; else a function that gives it back. `urgent`: somebody just turned to this tab.
+ */
+export async function outputSeat(urgent, lost) {
+  if (!navigator.locks || performance.getEntriesByType("navigation")[0]?.nextHopProtocol !== "http/1.1") return () => {};
+  return hold("switchboard-output", urgent ? { steal: true } : { ifAvailable: true }, lost);
+}
+
 export function rise() {
   if (seat) seat();
   seat = null;

@@ -73,7 +73,8 @@ function make(name, className, text) {
 
 function build(message) {
   const item = make("li", "send");
-  const written = message.secret ? "••••••" : Object.values(message.body ?? {}).join(" ");
+  const { text, keys } = message.body ?? {};
+  const written = message.secret ? "••••••" : (text ?? (keys ? `⌨ ${keys.join(" ")}` : Object.values(message.body ?? {}).join(" ")));
   const said = make("p", "send-state");
   said.setAttribute("role", "status");
   item.dataset.message = message.id;
@@ -119,7 +120,11 @@ function draw(message) {
   return line.item;
 }
 
-const formOf = (object) => document.querySelector(`form[data-outbox="${CSS.escape(object)}"]`);
+// The form of lines first: quick answers and keys have forms of their own.
+function formOf(object) {
+  const form = `form[data-outbox="${CSS.escape(object)}"]`;
+  return document.querySelector(`${form}[data-lines]`) ?? document.querySelector(form);
+}
 
 function changed(messages) {
   const here = document.querySelector("[data-outbox-list]");
@@ -131,7 +136,8 @@ function changed(messages) {
   }
   for (const message of messages) {
     // A message of another page is shown here only when something is wrong with it.
-    const list = formOf(message.object) ? here : message.tries || message.state === "failed" ? rest : null;
+    const own = formOf(message.object) && here;
+    const list = own || (message.tries || message.state === "failed" ? rest : null);
     const item = list && draw(message);
     if (!item) continue;
     if (item.parentNode !== list) list.append(item);
@@ -172,7 +178,10 @@ export const outbox = createOutbox({
   },
   changed,
   /** @param {Failure} detail */
-  failed: (detail) => document.dispatchEvent(new CustomEvent(FAILURE, { detail })),
+  failed(detail) {
+    document.dispatchEvent(new CustomEvent(FAILURE, { detail }));
+    for (const form of document.querySelectorAll("form[data-replies]")) if (form.dataset.outbox === detail.object) form.inert = false;
+  },
 });
 
 outbox.restore();
@@ -196,23 +205,36 @@ document.addEventListener("live:welcome", () => {
 // ── Forms ──
 
 const OWN = ["csrfmiddlewaretoken", "message_id"];
-const SECRET = "[data-secret], :has([type=password], [autocomplete=one-time-code])";
+const SECRET = "[data-secret], :has([type=password]:enabled, [data-secret-field]:enabled, [autocomplete=one-time-code])";
+
+/** What a form says, as the API wants it: keys are a list, and typing without Enter is said where it is meant. */
+function bodyOf(form, submitter) {
+  const fields = [...new FormData(form, submitter)].filter(([name]) => !OWN.includes(name));
+  const body = Object.fromEntries(fields);
+  if (body.keys) body.keys = body.keys.split(",");
+  if ("submit" in body) {
+    delete body.submit;
+    if (!fields.some(([name, value]) => name === "submit" && value === "enter")) body.submit = false;
+  }
+  return body;
+}
 
 document.addEventListener("submit", (event) => {
   const { target: form, submitter } = event;
   if (!form.matches?.("form[data-outbox]")) return;
   event.preventDefault();
   const [kind, id] = form.dataset.outbox.split(":");
-  const fields = [...new FormData(form, submitter)].filter(([name]) => !OWN.includes(name));
   const message = outbox.send({
     object: form.dataset.outbox,
     url: submitter?.dataset.url ?? form.dataset.url ?? `/api/${kind}s/${id}/input`,
-    body: Object.fromEntries(fields),
+    body: bodyOf(form, submitter),
     secret: form.matches(SECRET),
     once: form.matches("[data-once]") || Boolean(submitter?.matches("[data-once]")),
   });
   const full = form.querySelector(".send-full");
   full?.remove();
+  // The question that it answers has one answer: until there is another question, or it did not get there.
+  if (message && form.matches("[data-replies]")) form.inert = true;
   if (message) form.reset();
   else {
     const note = make("p", "banner tone-failed send-full", REASONS.outbox_full);
