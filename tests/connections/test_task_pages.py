@@ -401,7 +401,9 @@ def test_C48_a_key_that_is_not_on_the_list_is_refused(web: Client, owner: User) 
     page = web.post(
         f"/tasks/{task.id}/input", {"keys": "ctrl-c,ctrl-alt-delete"}, follow=True
     ).content.decode()
-    assert "keys.1: This is not one of the possible values." in page, re.findall(r'flash" role="status">([^<]*)', page)
+    assert "keys.1: This is not one of the possible values." in page, re.findall(
+        r'flash" role="status">([^<]*)', page
+    )
     assert not TaskInput.objects.exists()
 
 
