@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -64,13 +65,13 @@ def checked_secret(text: str) -> str:
 
 
 def _key(secret: str) -> bytes:
-    prefix, key = secret[: len(SECRET_PREFIX)], b""
-    try:
-        key = base64.b64decode(secret[len(SECRET_PREFIX) :].encode(), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        prefix = ""
-    if prefix != SECRET_PREFIX or not 24 <= len(key) <= 64:
-        raise ValueError(f"Use {SECRET_PREFIX} followed by 24 to 64 bytes in base64.")
+    text, key = secret[len(SECRET_PREFIX) :], b""
+    with contextlib.suppress(binascii.Error, UnicodeEncodeError):
+        key = base64.b64decode(text.encode("ascii"), validate=True)
+    # Written in one way only, so that no reader takes it for another key.
+    same = secret == SECRET_PREFIX + base64.b64encode(key).decode()
+    if not same or not 24 <= len(key) <= 64:
+        raise ValueError(f"Use {SECRET_PREFIX} and the base64 of 24 to 64 bytes.")
     return key
 
 

@@ -23,6 +23,7 @@ from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 
+from connections import hooks
 from connections.errors import ApiError, Detail, flatten, invalid_request, too_large
 from connections.states import TaskKind, TaskStatus, is_external
 from connections.terminal.keys import KEYS
@@ -758,7 +759,6 @@ MAX_ARGUMENT = 131_072
 MAX_SECONDS = 30 * 86_400
 _LABEL_OF_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,39}", re.ASCII)
 _WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,47}", re.ASCII)
-_HOOK_SECRET = re.compile(r"whsec_([A-Za-z0-9+/]+={0,2})", re.ASCII)
 
 
 class Labels(serializers.ListField):
@@ -802,14 +802,10 @@ class HookSecret(Text):
 
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
-        found = _HOOK_SECRET.fullmatch(text)
         try:
-            size = len(base64.b64decode(found[1], validate=True)) if found else 0
-        except binascii.Error:
-            size = 0
-        if not 24 <= size <= 64:
-            raise serializers.ValidationError("Use whsec_ and the base64 of 24 to 64 bytes.")
-        return text
+            return hooks.checked_secret(text)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from None
 
 
 class TaskUpdate(Closed):

@@ -3,9 +3,7 @@ pages with their session. What an output is as a stream is in ``task_streams.py`
 
 from __future__ import annotations
 
-import base64
 import json
-import secrets
 import uuid
 from typing import Any
 
@@ -46,11 +44,6 @@ LINES_SHOWN = 100
 def rows() -> QuerySet[models.Task]:
     """All tasks, with what is shown of them fetched along."""
     return models.Task.objects.select_related("hook_delivery")
-
-
-def new_hook_secret() -> str:
-    """A secret as Standard Webhooks writes it."""
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 def found(tasks_: Any, query: inputs.TaskQuery) -> Any:
@@ -139,7 +132,7 @@ def create_task(principal: Principal, body: Json, *, owner_id: int, now: Any) ->
                 [{"code": "not_found", "message": "parent_id: There is no such task."}]
             ) from None
     hook_url = body.get("hook_url", "")
-    made = new_hook_secret() if hook_url and "hook_secret" not in body else ""
+    made = hooks.new_secret() if hook_url and "hook_secret" not in body else ""
     row = tasks.create(
         owner_id=owner_id,
         kind=body["kind"],

@@ -3,8 +3,7 @@
 A program runs under a terminal (``terminal.py``); here what it writes becomes output, what people send is typed into it, and when it stands
 still and reads its terminal, the task waits for input. Several things go on at the same time:
 
-- the event loop reads the terminal into memory, and stops reading while there is too much there: then the program waits;
-- :meth:`CommandRun._write` appends what was read, in batches;
+- :class:`reading.Reading` reads the terminal and appends what it has read;
 - :meth:`CommandRun._type` takes what was sent, one after the other, and types it;
 - :meth:`CommandRun._watch` looks whether the program waits;
 - :meth:`CommandRun._attend` hears of kills and of inputs.
@@ -35,6 +34,7 @@ from connections.commands import COLS, ROWS, is_below
 from connections.models import Task
 from connections.outputs import NotHeld
 from connections.runners.database import Database
+from connections.runners.reading import Reading
 from connections.runners.terminal import CannotStart, Keeper, Program, SupervisorLost, signal_name
 from connections.runners.waiting import Waits, look
 from connections.states import InputKind
@@ -45,30 +45,19 @@ from connections.terminal.typing import Line, Typist, line_of
 
 logger = logging.getLogger(__name__)
 
-#: Read in one go, before other commands have their turn.
-TURN_BYTES = 1 << 18
-#: Written in one transaction, and held in memory of one command at most (when it is reached, reading stops).
-BATCH_BYTES, HELD_BYTES = 1 << 20, 1 << 21
-#: Seconds between the beginnings of two transactions for output of one command, while there is less than a batch.
-BATCH_SECONDS = 0.05
 #: Looked for kills and inputs after this time even when no bell rang; the first time sooner, for what was heard before it was ours.
 LOOK_SECONDS, FIRST_LOOK_SECONDS = 5.0, 0.5
-#: The first output waits so long for more.
-MOMENT_SECONDS = 0.02
-#: A program that closed its terminal may open it again.
-REOPEN_SECONDS = 0.2
-#: How long the end of the output is waited for after everything has ended that could write to it.
-DRAIN_SECONDS = 2.0
 #: Output that comes so soon after something was typed without Enter is its echo.
 ECHO_SECONDS = 0.5
 #: The looks of a program that is busy without a word become rarer, up to this.
 RARELY_SECONDS = 5.0
 #: Where nothing tells what it does, it counts as waiting after so many times ``COMMAND_QUIET_SECONDS``.
 QUIET_TIMES = 5
-#: Between a text and its Enter, where the program reads keys: what comes in one piece looks as if it was pasted.
-ENTER_SECONDS = 0.03
-#: After the key Escape.
-ESCAPE_SECONDS = 0.15
+#: Between a text and its Enter, and between two keys, where the program reads keys: what comes in one piece looks as if it was pasted. And after the
+#: key Escape: what comes right behind it would be taken for the rest of a sequence.
+PIECE_SECONDS, ESCAPE_SECONDS = 0.03, 0.15
+#: Offered to the terminal in one go; it takes a few thousand.
+WRITE_BYTES = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,14 +140,7 @@ class CommandRun:
         self._keeper = keeper
         self._loop = asyncio.get_running_loop()
         self._program: Program | None = None
-        # What came out, and is not kept yet.
-        self._pieces: list[bytes] = []
-        self._held = 0
-        self._at = row.output_bytes + row.output_dropped
-        self._more, self._full, self._hang = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._paused = self._hung_up = self._no_more = False
-        self._kept = asyncio.Event()
-        self._kept.set()
+        self._reading: Reading | None = None
         # What it looks like.
         self._tail = b""
         self._modes = Modes()
@@ -171,7 +153,7 @@ class CommandRun:
         # What is typed.
         self._typist = Typist()
         self._inputs = asyncio.Event()
-        self._untyped = b""
+        self._untyped: list[bytes] = []
         self._echo_until = 0.0
         # Why it ends, when it does not end by itself.
         self._reason: Outcome | None = None
@@ -195,29 +177,35 @@ class CommandRun:
                 grace=settings.COMMAND_KILL_SECONDS,
             )
         except CannotStart as why:
-            await self._settle(Outcome(error_code=why.code, error=str(why)))
+            await self._settle(Outcome(error_code=why.code, error=str(why)), b"", 0)
             return
-        await self._see_through()
+        await self._see_through(self._program)
 
     async def go_on(self, program: Program, luggage: Mapping[str, Any]) -> None:
         """See it through that another worker has started."""
         self._program = program
         self._tail = luggage["tail"].encode("latin-1")
-        self._untyped = luggage["untyped"].encode("latin-1")
+        self._untyped = [piece.encode("latin-1") for piece in luggage["untyped"]]
         self._modes.bracketed_paste, self._modes.application_keys = luggage["modes"]
+        self._typist.begun = luggage["begun"]
         self._waiting = luggage["waiting"]
-        await self._see_through()
+        await self._see_through(program)
 
-    async def _see_through(self) -> None:
-        program = self._program
-        assert program is not None
+    async def _see_through(self, program: Program) -> None:
         assert self._row.started_at is not None
         timer = None
         if self._row.timeout_seconds:
             used = (timezone.now() - self._row.started_at).total_seconds()
             timer = self._loop.call_later(max(0.0, self._row.timeout_seconds - used), self._time_out)
-        self._read_on()
-        writing = asyncio.create_task(self._write())
+        if self._ending:
+            # Before it had begun.
+            program.end(settings.COMMAND_KILL_SECONDS)
+        at = self._row.output_bytes + self._row.output_dropped
+        self._reading = reading = Reading(
+            program, self.hold, at=at, database=self._database, heard=self._heard
+        )
+        reading.read_on()
+        writing = asyncio.create_task(reading.write())
         others = [asyncio.create_task(each()) for each in (self._attend, self._type, self._watch)]
         leaving: asyncio.Task[Any] = asyncio.create_task(self._leave.wait())
         waited: set[asyncio.Future[Any]] = {program.ended, writing, leaving, *others}
@@ -228,18 +216,16 @@ class CommandRun:
                     # None of them ends by itself: the lease is lost, or there is a fault of ours.
                     helper.result()
             if not program.ended.done():
-                if await self._left(writing, others):
+                if await self._left(program, reading, writing, others):
                     return
-                writing = asyncio.create_task(self._write())
+                writing = asyncio.create_task(reading.write())
             outcome = await self._outcome(program)
             for helper in others:
                 helper.cancel()
-            await self._drain()
-            self._no_more = True
-            self._more.set()
-            self._full.set()
+            await reading.drain()
+            reading.stop()
             await writing
-            await self._settle(outcome)
+            await self._settle(outcome, reading.rest(), reading.at)
         except (LeaseLost, NotHeld):
             # Somebody else has ended it, or will: there is nothing left to say. Closing ends the program.
             logger.warning("the lease of %s was lost; ending its program", self.hold.task_id)
@@ -262,21 +248,18 @@ class CommandRun:
             return by_itself
         return dataclasses.replace(self._reason, exit_code=by_itself.exit_code, signal=by_itself.signal)
 
-    async def _settle(self, outcome: Outcome) -> None:
-        data = b"".join(self._pieces)
+    async def _settle(self, outcome: Outcome, data: bytes, at: int) -> None:
         with contextlib.suppress(LeaseLost, NotHeld):
             await self._database.surely(
-                _finish, hold=self.hold, data=data, at=self._at, outcome=outcome, now=timezone.now()
+                _finish, hold=self.hold, data=data, at=at, outcome=outcome, now=timezone.now()
             )
 
     # ── Ending it before its time ──
 
     def _end(self, reason: Outcome | None) -> None:
-        if self._program is None:
-            return
         self._reason = self._reason or reason
-        if not self._ending:
-            self._ending = True
+        self._ending = True
+        if self._program is not None:
             self._program.end(settings.COMMAND_KILL_SECONDS)
 
     def _time_out(self) -> None:
@@ -291,24 +274,26 @@ class CommandRun:
 
     def hand_over(self, folder: Path) -> None:
         """Leave it running for the next worker on this machine. One that is about to end does so here."""
-        self._leaving = folder
-        self._leave.set()
+        if not self._ending:
+            self._leaving = folder
+            self._leave.set()
 
-    async def _left(self, writing: asyncio.Task[None], others: list[asyncio.Task[None]]) -> bool:
+    async def _left(
+        self,
+        program: Program,
+        reading: Reading,
+        writing: asyncio.Task[None],
+        others: list[asyncio.Task[None]],
+    ) -> bool:
         """Whether somebody else goes on with it."""
-        program, folder = self._program, self._leaving
-        assert program is not None
+        folder = self._leaving
         assert folder is not None
-        for helper in others:
-            helper.cancel()
+        async with self._turn:
+            # Nothing is being taken, which would be lost, or told.
+            for helper in others:
+                helper.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        self._loop.remove_reader(program.master)
-        self._paused = True
-        self._no_more = True
-        self._more.set()
-        self._full.set()
-        await writing
-        await self._append()
+        await reading.leave(writing)
         seconds = settings.COMMAND_STOP_SECONDS
         # Held until the supervisor has given up, and a little longer.
         until = seconds + int(settings.COMMAND_KILL_SECONDS) + 5
@@ -321,7 +306,8 @@ class CommandRun:
             "worker": self.hold.worker,
             "attempt": self.hold.attempt,
             "tail": self._tail.decode("latin-1"),
-            "untyped": self._untyped.decode("latin-1"),
+            "untyped": [piece.decode("latin-1") for piece in self._untyped],
+            "begun": self._typist.begun,
             "modes": [self._modes.bracketed_paste, self._modes.application_keys],
             "waiting": self._waiting,
         }
@@ -329,118 +315,16 @@ class CommandRun:
             await program.leave(path=folder / f"{self.hold.task_id}.sock", seconds=seconds, luggage=luggage)
         except SupervisorLost:
             # It has ended at the same moment.
-            self._no_more = self._paused = False
-            self._leaving = None
+            reading.go_on()
             return False
         return True
 
     # ── What comes out ──
 
-    def _read_on(self) -> None:
-        program = self._program
-        if program is not None and program.master != -1:
-            self._paused = self._hung_up = False
-            self._loop.add_reader(program.master, self._readable)
-
-    def _readable(self) -> None:
-        program = self._program
-        assert program is not None
-        pieces, size = [], 0
-        while size < TURN_BYTES:
-            try:
-                piece = os.read(program.master, TURN_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                # Nobody has the terminal open any more.
-                piece = b""
-            if not piece:
-                self._loop.remove_reader(program.master)
-                self._hung_up = True
-                self._hang.set()
-                if not program.ended.done():
-                    self._loop.call_later(REOPEN_SECONDS, self._reopened)
-                break
-            pieces.append(piece)
-            size += len(piece)
-        if not size:
-            return
-        data = b"".join(pieces)
+    def _heard(self, data: bytes) -> None:
         self._modes.feed(data)
         self._tail = (self._tail + data[-prompts.LOOK_BYTES :])[-prompts.LOOK_BYTES :]
-        self._pieces.append(data)
-        self._held += size
         self._happened()
-        self._kept.clear()
-        self._more.set()
-        if self._held >= BATCH_BYTES:
-            self._full.set()
-        if self._held >= HELD_BYTES:
-            self._loop.remove_reader(program.master)
-            self._paused = True
-
-    def _reopened(self) -> None:
-        if (
-            self._hung_up
-            and self._program is not None
-            and not self._program.ended.done()
-            and not self._leaving
-        ):
-            self._read_on()
-
-    async def _write(self) -> None:
-        """Append what was read, until there is no more to come; the rest is left for the transaction of the end."""
-        # A command that is over in a moment is told with its output, in one transaction.
-        begun = self._loop.time() - BATCH_SECONDS + MOMENT_SECONDS
-        while True:
-            await self._more.wait()
-            if not self._no_more and (wait := begun + BATCH_SECONDS - self._loop.time()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._full.wait()
-            if self._no_more:
-                return
-            begun = self._loop.time()
-            await self._append()
-
-    async def _append(self) -> None:
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._held = 0
-        self._more.clear()
-        self._full.clear()
-        if self._paused and not self._leaving:
-            # The next batch comes in while this one is being written.
-            self._read_on()
-        if data:
-            await self._database.surely(
-                outputs.append,
-                task_id=self.hold.task_id,
-                worker=self.hold.worker,
-                attempt=self.hold.attempt,
-                data=data,
-                at=self._at,
-                now=timezone.now(),
-            )
-            self._at += len(data)
-        if not self._pieces:
-            self._kept.set()
-
-    async def _drain(self) -> None:
-        """Everything that could write has ended: read to the end of what it wrote."""
-        self._hung_up = False
-        self._hang.clear()
-        if not self._paused:
-            self._read_on()
-        while not self._hung_up:
-            before = self._at + self._held
-            try:
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    await self._hang.wait()
-            except TimeoutError:
-                if not self._paused and self._at + self._held == before:
-                    # A process that is none of ours has the terminal open.
-                    return
 
     # ── What goes in ──
 
@@ -454,7 +338,7 @@ class CommandRun:
                     await self.bell.wait()
             self.bell.clear()
             killed, waiting = await self._database.surely(_wishes, task_id=self.hold.task_id)
-            if killed:
+            if killed and not self._ending:
                 self._end(None)
             if waiting:
                 self._inputs.set()
@@ -465,17 +349,27 @@ class CommandRun:
         while True:
             await self._inputs.wait()
             self._inputs.clear()
-            await self._put(b"")
+            await self._put()
             while (given := await self._take()) is not None:
+                # From here to the first byte nothing is waited for: who hands over finds either all of it in the queue or in here.
                 if given.kind == InputKind.RESIZE:
                     self._resize(given.rows, given.cols)
                 elif given.kind == InputKind.KEYS:
-                    await self._press(given.keys)
+                    self._typist.keys()
+                    self._untyped += [
+                        keys.pressed([name], application=self._modes.application_keys) for name in given.keys
+                    ]
                 else:
-                    await self._put_text(given.text.encode(errors="surrogatepass"), enter=given.submit)
+                    line = self._line()
+                    text = given.text.encode(errors="surrogatepass")
+                    self._untyped.append(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
+                    if given.submit:
+                        self._untyped.append(self._typist.enter(line))
+                await self._put()
 
     async def _take(self) -> task_inputs.Input | None:
         async with self._turn:
+            # If the database went away in the very commit, the line may be gone: rather not typed than typed twice.
             given = await self._database.surely(task_inputs.take_input, hold=self.hold, now=timezone.now())
             if given is not None and given.kind != InputKind.RESIZE:
                 if given.finishes:
@@ -486,30 +380,21 @@ class CommandRun:
                     self._echo_until = self._loop.time() + ECHO_SECONDS
             return given
 
-    async def _press(self, names: tuple[str, ...]) -> None:
-        self._typist.keys()
-        for name in names:
-            await self._put(keys.pressed([name], application=self._modes.application_keys))
-            if name == "escape":
-                # What comes right behind it would be taken for the rest of a sequence.
-                await asyncio.sleep(ESCAPE_SECONDS)
+    async def _put(self) -> None:
+        """Write what is to be typed to the terminal, as fast as the program takes it."""
+        while self._untyped:
+            piece = self._untyped[0]
+            await self._put_piece()
+            self._untyped.pop(0)
+            if self._untyped and not self._line().canonical:
+                await asyncio.sleep(ESCAPE_SECONDS if piece == keys.KEYS["escape"] else PIECE_SECONDS)
 
-    async def _put_text(self, text: bytes, *, enter: bool) -> None:
-        line = self._line()
-        await self._put(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
-        if enter:
-            if not line.canonical:
-                await asyncio.sleep(ENTER_SECONDS)
-            await self._put(self._typist.enter(line))
-
-    async def _put(self, data: bytes) -> None:
-        """Write to the terminal, as fast as the program takes it."""
+    async def _put_piece(self) -> None:
         program = self._program
         assert program is not None
-        self._untyped += data
-        while self._untyped:
+        while piece := self._untyped[0]:
             try:
-                self._untyped = self._untyped[os.write(program.master, self._untyped[:TURN_BYTES]) :]
+                self._untyped[0] = piece[os.write(program.master, piece[:WRITE_BYTES]) :]
             except BlockingIOError:
                 writable = asyncio.Event()
                 self._loop.add_writer(program.master, writable.set)
@@ -519,7 +404,7 @@ class CommandRun:
                     self._loop.remove_writer(program.master)
             except OSError:
                 # Nobody has the terminal open: nobody will read it.
-                self._untyped = b""
+                self._untyped[0] = b""
 
     def _line(self) -> Line:
         assert self._program is not None
@@ -585,7 +470,8 @@ class CommandRun:
         if seen is Waits.BUSY:
             return seen
         # What it asks is to be seen by whoever is told that it asks.
-        await self._kept.wait()
+        assert self._reading is not None
+        await self._reading.kept.wait()
         async with self._turn:
             if written == self._written and not self._ending:
                 prompt = {

@@ -33,7 +33,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -48,6 +47,8 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 #: Seconds that what a program leaves behind gets to end after SIGTERM.
 LEFTOVERS_SECONDS = 0.5
+#: What SIGKILL has not ended after this time belongs to another user (``sudo``), or hangs in the kernel. It is left alone with the hangup of its terminal.
+STUBBORN_SECONDS = 5.0
 #: While something is being killed it is looked again this often: a new child announces itself to nobody.
 SWEEP_SECONDS = 0.05
 
@@ -154,7 +155,12 @@ def keep(control: socket.socket) -> None:
                 worker_there = False
                 poller.unregister(control)
             for theirs in descriptors:
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError:
+                    # The worker sees the socket closed.
+                    os.close(theirs)
+                    continue
                 if pid == 0:
                     control.close()
                     os.close(wake)
@@ -214,10 +220,7 @@ def spawn(spec: dict[str, Any]) -> PtyProcess:
             f"The folder {spec['cwd']} cannot be used: {error.strerror}.", "missing_directory"
         ) from error
     # ptyprocess looks the program up in the PATH of its own process.
-    os.environ.clear()
-    os.environ.update(env)
-    if shutil.which(argv[0]) is None:
-        raise CannotStart(why_not_found(argv[0]))
+    os.environ["PATH"] = env.get("PATH", os.defpath)
     # All descriptors of this process close by themselves; ptyprocess would try a million of them where so many are allowed.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
@@ -230,16 +233,16 @@ def spawn(spec: dict[str, Any]) -> PtyProcess:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         os.umask(0o022)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            # The C library keeps some for itself.
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
     try:
         return PtyProcess.spawn(
             argv, env=env, preexec_fn=before_exec, dimensions=(spec["rows"], spec["cols"])
         )
+    except FileNotFoundError:
+        raise CannotStart(why_not_found(argv[0])) from None
     except (OSError, ValueError) as error:
         # With a word of the kernel: no permission, not a program, arguments too long, no terminal left.
         code = getattr(error, "errno", None)
@@ -329,6 +332,9 @@ class Supervisor:
             self.kill_within(min(LEFTOVERS_SECONDS, self.grace))
         if self.children and self.kill_at is not None and now >= self.kill_at:
             self.signal_all(signal.SIGKILL)
+            if now >= self.kill_at + STUBBORN_SECONDS:
+                self.children = False
+                self.status = signal.SIGKILL if self.status is None else self.status
 
     def patience(self) -> float | None:
         """Milliseconds until something is due by itself."""
@@ -449,8 +455,12 @@ class Supervisor:
                 os.unlink(self.listener_path)
 
 
+#: Signals that this process ignores, by itself or because it was started so: a program that is started would go on ignoring them.
+IGNORED: list[int] = []
+
 if __name__ == "__main__":
     # The worker's signals are not ours: it tells us over the socket, or by dying.
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
+    IGNORED += [number for number in signal.valid_signals() if signal.getsignal(number) == signal.SIG_IGN]
     keep(socket.socket(fileno=int(sys.argv[1])))

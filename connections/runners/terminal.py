@@ -15,17 +15,20 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
 KEEPER = Path(__file__).with_name("keeper.py")
 #: Seconds for an answer of a supervisor, on a machine that is busy.
 ANSWER_SECONDS = 30.0
+#: Seconds that a keeper without anything to do needs to end.
+GOODBYE_SECONDS = 1.0
 _TIOCGPTN = 0x80045430
 
 
@@ -135,7 +138,9 @@ class Program:
 
         :raises SupervisorLost: it has died, or the program has ended meanwhile.
         """
-        self.tell({"do": "wait", "path": str(path), "seconds": seconds, "luggage": luggage})
+        wish = {"do": "wait", "path": str(path), "seconds": seconds, "luggage": luggage}
+        with contextlib.suppress(ConnectionError):
+            await self._loop.sock_sendall(self._link, json.dumps(wish).encode() + b"\n")
         await self.answer()
 
     def resize(self, rows: int, cols: int) -> None:
@@ -196,9 +201,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._starting = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def run(
         self, *, argv: Sequence[str], cwd: str, env: Mapping[str, str], rows: int, cols: int, grace: float
@@ -209,7 +212,10 @@ class Keeper:
         :raises CannotStart: with the reason.
         """
         spec = {"argv": list(argv), "cwd": cwd, "env": dict(env), "rows": rows, "cols": cols, "grace": grace}
-        program = Program(await self._new_supervisor())
+        try:
+            program = Program(self._new_supervisor())
+        except OSError as error:
+            raise CannotStart(f"No process can be started: {error.strerror}.", "cannot_start") from error
         try:
             await program.begin(spec)
         except SupervisorLost as error:
@@ -220,60 +226,66 @@ class Keeper:
             raise
         return program
 
-    async def _new_supervisor(self) -> socket.socket:
+    def _new_supervisor(self) -> socket.socket:
+        """
+        :raises OSError: there is no process, or no descriptor, left for it.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            for last in (False, True):
-                control = await self._started()
+            try:
                 try:
-                    socket.send_fds(control, [b"+"], [theirs.fileno()])
-                    break
-                except (ConnectionError, OSError):
-                    # It was killed: the next one is as good, once.
-                    await self.stop()
-                    if last:
-                        ours.close()
-                        raise
+                    socket.send_fds(self._started(), [b"+"], [theirs.fileno()])
+                except ConnectionError:
+                    # It was killed: the next one is as good.
+                    self.stop()
+                    socket.send_fds(self._started(), [b"+"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
         return ours
 
-    async def _started(self) -> socket.socket:
-        async with self._starting:
-            if self._control is None:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-                with theirs:
-                    self._process = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        "-I",
-                        str(KEEPER),
-                        str(theirs.fileno()),
-                        stdin=asyncio.subprocess.DEVNULL,
-                        stdout=asyncio.subprocess.DEVNULL,
-                        stderr=asyncio.subprocess.PIPE,
-                        pass_fds=(theirs.fileno(),),
-                        # What it starts can be looked at by what it starts: nothing of ours is in there.
-                        env={"PATH": os.defpath},
-                        # Ctrl-C, and a signal to the whole group of the worker, are for the worker alone.
-                        start_new_session=True,
-                    )
-                self._control = ours
-                self._reading = asyncio.create_task(self._read(self._process))
-            return self._control
+    def _started(self) -> socket.socket:
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with theirs:
+                # Not asyncio's: that would kill it with the event loop, and it may have to outlive this worker (handover).
+                self._process = subprocess.Popen(  # noqa: S603 (our own file)
+                    [sys.executable, "-I", str(KEEPER), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(theirs.fileno(),),
+                    # What it starts can be looked at by what it starts: nothing of ours is in there.
+                    env={"PATH": os.defpath},
+                    # Ctrl-C, and a signal to the whole group of the worker, are for the worker alone.
+                    start_new_session=True,
+                )
+            self._control = ours
+            assert self._process.stderr is not None
+            os.set_blocking(self._process.stderr.fileno(), False)
+            asyncio.get_running_loop().add_reader(self._process.stderr, self._hear, self._process.stderr)
+        return self._control
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        async for line in process.stderr:
-            logger.error("keeper: %s", line.decode(errors="replace").rstrip())
+    def _hear(self, stderr: IO[bytes]) -> None:
+        """It says nothing but what is wrong with it."""
+        said = stderr.read(1 << 16)
+        if said:
+            logger.error("keeper: %s", said.decode(errors="replace").rstrip())
+        elif said == b"":
+            asyncio.get_running_loop().remove_reader(stderr)
 
-    async def stop(self) -> None:
-        """Let it go. It ends by itself when the last supervisor does."""
+    def stop(self) -> None:
+        """Let it go. It ends by itself when the last supervisor does, which may be later."""
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._reading is not None:
-            self._reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reading
-            self._reading = None
+        if self._process is not None:
+            assert self._process.stderr is not None
+            asyncio.get_running_loop().remove_reader(self._process.stderr)
+            self._process.stderr.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(GOODBYE_SECONDS)
+            self._process = None
 
 
 def signal_name(number: int) -> str:

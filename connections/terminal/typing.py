@@ -91,12 +91,13 @@ class Typist:
     """Types texts. Remembers how long the line is that has been begun, for it may be typed in several goes."""
 
     def __init__(self) -> None:
-        self._begun = 0
+        #: How many bytes of the present line were typed since its last part was handed over.
+        self.begun = 0
 
     def text(self, text: bytes, line: Line, *, bracketed: bool = False) -> bytes:
         """What to write so that the program reads ``text``. No Enter is added."""
         if not line.canonical:
-            self._begun = 0
+            self.begun = 0
             # Plain words are typed, as a person would: an editor takes them for what they mean to it. With the end mark inside, the paste
             # would end early, and the rest would count as keys: then better all of it.
             if bracketed and not _ALL_CONTROLS.isdisjoint(text) and PASTE_END not in text:
@@ -109,29 +110,29 @@ class Typist:
         typed = []
         for number, each in enumerate(lines):
             if number:
-                self._begun = 0
+                self.begun = 0
             typed.append(line.push.join(quoted(part) for part in self._parts(each, line)))
         return b"\n".join(typed)
 
     def _parts(self, text: bytes, line: Line) -> list[bytes]:
         """The text in parts, of which the first goes on with what was typed before."""
-        if not line.push or self._begun + len(text) <= PART_BYTES:
-            self._begun += len(text)
+        if not line.push or self.begun + len(text) <= PART_BYTES:
+            self.begun += len(text)
             return [text]
-        first = PART_BYTES - self._begun
+        first = PART_BYTES - self.begun
         parts = [text[:first]]
         parts += [text[at : at + PART_BYTES] for at in range(first, len(text), PART_BYTES)]
-        self._begun = len(parts[-1])
+        self.begun = len(parts[-1])
         return parts
 
     def enter(self, line: Line) -> bytes:
         """What finishes the line."""
-        self._begun = 0
+        self.begun = 0
         return line.enter
 
     def keys(self) -> None:
         """Keys were pressed: what they did to the line is known to the terminal alone. Taken for a new line."""
-        self._begun = 0
+        self.begun = 0
 
 
 def _quoting(acting: frozenset[int], quote: bytes) -> Callable[[bytes], bytes]:

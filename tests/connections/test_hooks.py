@@ -20,7 +20,7 @@ from django.contrib.auth.models import User
 from django.db import connections as databases
 from django.utils import timezone
 
-from connections import hooks, payloads, tasks, vault
+from connections import hooks, payloads, reconciler, tasks, vault
 from connections.drivers import network
 from connections.hooks import BACKOFF, LEASE, Report
 from connections.models import HookDelivery, Task
@@ -104,6 +104,18 @@ def test_C31_the_signature_is_the_one_of_the_library_of_standard_webhooks() -> N
 
 
 # ── The outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_C25_the_end_of_a_task_whose_worker_died_is_reported_too(owner: User) -> None:
+    row = tasks.create(
+        owner_id=owner.pk, kind=TaskKind.COMMAND, title="A task", spec={"argv": ["true"]},
+        hook_url="http://127.0.0.1:9/hook", hook_secret=SECRET, actor="owner", now=T0,
+    )  # fmt: skip
+    assert tasks.claim(worker="dead", kinds=[TaskKind.COMMAND], now=T0) is not None
+    lost = after(project.LEASE_SECONDS)
+    assert reconciler.rescue_tasks(lost) == 1
+    assert claimed(lost).body["type"] == "task.failed"
+    assert HookDelivery.objects.get().task_id == row.id
 
 
 def test_a_task_without_a_hook_has_nothing_to_report(owner: User) -> None:

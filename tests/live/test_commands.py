@@ -270,7 +270,7 @@ def test_C46_the_same_input_sent_twice_is_typed_once(commands: Commands) -> None
     assert commands.output(task).endswith(b"two second\r\n")
 
 
-def test_C48_keys_do_what_they_do_on_a_keyboard(commands: Commands) -> None:
+def test_C45_C48_keys_do_what_they_do_on_a_keyboard(commands: Commands) -> None:
     task = commands.run("sh", "-c", "trap 'echo interrupted; exit 7' INT; echo ready; sleep 1000 & wait")
     commands.says(task, b"ready")
     commands.type(task, keys=["ctrl-c"])
@@ -426,18 +426,17 @@ def test_C20_C21_C23_kill_against_natural_end_has_one_outcome_everywhere(tmp_pat
     with installation(tmp_path, COMMAND_CONCURRENCY="4") as commands:
         commands.running.start("worker2")
         over = threading.Event()
-        seen: dict[str, list[str]] = {}
         broken: list[str] = []
 
         def read() -> None:
+            """Who has seen an end sees nothing else afterwards."""
+            seen: dict[str, str] = {}
             with client(commands.running) as reader:
-                while not over.is_set():
-                    for row in reader.http.get("/api/tasks", params={"limit": 50}).json():
-                        known = seen.setdefault(row["id"], [])
-                        if known and known[-1] in END and row["status"] != known[-1]:
-                            broken.append(f"{row['id']}: {known} then {row['status']}")
-                        if row["status"] in END and known[-1:] != [row["status"]]:
-                            known.append(row["status"])
+                while not over.wait(0.05):
+                    for row in reader.http.get("/api/tasks", params={"limit": 10}).json():
+                        if seen.get(row["id"]) in END and row["status"] != seen[row["id"]]:
+                            broken.append(f"{row['id']}: {seen[row['id']]} then {row['status']}")
+                        seen[row["id"]] = row["status"]
 
         readers = [threading.Thread(target=read) for _ in range(10)]
         for reader in readers:
@@ -547,7 +546,8 @@ def test_nothing_of_a_hundred_commands_is_left_in_the_worker(own: Commands) -> N
         own.kill(task)
         own.wait(task, "killed")
     until(lambda: list(children(worker).values()) == ["S"], 20, "a process is left")
-    until(lambda: all(now <= then for now, then in zip(descriptors(), before, strict=True)), 20)
+    # A few are opened when they are first needed (files of the database); one for each command would be ninety.
+    until(lambda: all(now <= then + 9 for now, then in zip(descriptors(), before, strict=True)), 20)
 
 
 @pytest.mark.parametrize("how", ["finish", "interrupt", "handover"])
@@ -593,6 +593,35 @@ def test_a_worker_that_is_told_to_stop_does_with_its_commands_what_is_wanted(
             assert commands.output(task).endswith(b"then b\r\n")
             assert list((tmp_path / "run").iterdir()) == []
         assert "Traceback" not in commands.running.log("worker")
+
+
+def test_what_is_written_and_typed_while_a_command_changes_hands_arrives_once(tmp_path: Path) -> None:
+    """Two workers, which leave it to each other four times. It writes all the while, and reads a megabyte."""
+    with installation(tmp_path, COMMAND_ON_STOP="handover", COMMAND_STOP_SECONDS="60") as commands:
+        code = (
+            "import sys, threading, time\n"
+            "def write():\n"
+            "    for n in range(2000):\n"
+            "        print(n, 'x' * 200, flush=True); time.sleep(0.005)\n"
+            "writer = threading.Thread(target=write); writer.start()\n"
+            "got = sys.stdin.read()\n"
+            "writer.join()\n"
+            "open(sys.argv[1], 'w').write(got)\n"
+        )
+        task = commands.run("sh", "-c", 'stty -echo; exec "$@"', "sh", *python(code), str(tmp_path / "got"))
+        commands.says(task, b"\r\n100 ")
+        name = "worker"
+        for turn in range(4):
+            commands.type(task, MEGABYTE[turn * 200_000 : (turn + 1) * 200_000], submit=False)
+            commands.running.start(f"worker{turn + 2}")
+            assert commands.running.stop(name) == 0
+            name = f"worker{turn + 2}"
+            until(lambda turn=turn: commands.show(task)["attempts"] == turn + 2, 60)
+        commands.type(task, keys=["ctrl-d", "ctrl-d"])
+        assert commands.wait(task)["status"] == "completed"
+        assert commands.output(task) == b"".join(b"%d %s\r\n" % (n, b"x" * 200) for n in range(2000))
+        assert (tmp_path / "got").read_text() == MEGABYTE[:800_000]
+        assert commands.show(task)["attempts"] == 5
 
 
 def test_a_second_signal_does_not_wait_for_commands(tmp_path: Path) -> None:

@@ -76,13 +76,14 @@ class Work:
             body = json.loads(answer.read())
             assert answer.status == 200, body
             self.place = body["next"]
+        # It opens again by itself.
+        self._link.close()
 
     def end(self, **how: Any) -> None:
         status, shown, _ = call(
             self.node, "POST", f"/api/work/{self.id}/status", {**self.hold, "status": "completed", **how}
         )
         assert status == 200, shown
-        self._link.close()
 
 
 class Output(Stream):
@@ -98,7 +99,8 @@ class Output(Stream):
 
     @property
     def place(self) -> int:
-        return int(self.parser.last_event_id or -1)
+        # Of the last event that came whole, as an EventSource has it.
+        return int(self.events[-1].id or 0) if self.events else 0
 
 
 def test_C50_C36_what_one_process_writes_another_streams_at_once_and_the_end_too(pair: list[Node]) -> None:
@@ -389,13 +391,14 @@ def test_C45_C19_on_the_command_line_a_command_is_answered_and_another_is_ended_
     assert manage(commands, "input", task_id, "$(id)").returncode == 0
     followed = manage(commands, "output", task_id, "--follow")
     assert (followed.returncode, followed.stdout.endswith(b"hello $(id)\r\n")) == (0, True), followed
-    program = subprocess.Popen(
-        [sys.executable, "manage.py", "task", "run", "--", "sh", "-c", "echo up; sleep 300"],
-        cwd=ROOT, env=commands.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert program.stdout is not None
-    assert program.stdout.readline() == b"up\r\n"
-    program.send_signal(signal.SIGINT)
-    assert program.wait(30) == 130
+    words = ["run", "--", "sh", "-c", "echo up; sleep 300"]
+    with subprocess.Popen(
+        [sys.executable, "manage.py", "task", *words],
+        cwd=ROOT, env=commands.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"up\r\n"
+        program.send_signal(signal.SIGINT)
+        assert program.wait(30) == 130
     newest = json.loads(manage(commands, "list", "--json", "--limit", "1").stdout)[0]
     assert (newest["status"], newest["kill_reason"]) == ("killed", "Killed in the terminal.")
