@@ -14,6 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection as database
 from django.db import transaction
+from django.db.models import Count
 
 from connections import hooks, telling, vault
 from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task
@@ -167,12 +168,14 @@ def create(
 
 
 def _check_capacity() -> None:
-    Capacity.objects.get_or_create(name=COMMANDS)
     # Held to the end of the transaction: the next creation counts what this one has added.
-    Capacity.objects.select_for_update().get(name=COMMANDS)
+    if Capacity.objects.select_for_update().filter(name=COMMANDS).first() is None:
+        Capacity.objects.get_or_create(name=COMMANDS)
+        Capacity.objects.select_for_update().get(name=COMMANDS)
     open_ones = Task.objects.filter(kind=TaskKind.COMMAND).exclude(status__in=TASK_END)
-    queued = open_ones.filter(status=TaskStatus.QUEUED).count()
-    running = open_ones.count() - queued
+    counted = dict(open_ones.order_by().values_list("status").annotate(count=Count("pk")))
+    queued = counted.pop(TaskStatus.QUEUED, 0)
+    running = sum(counted.values())
     if queued + running >= settings.COMMAND_LIMIT:
         raise NoCapacity(limit=settings.COMMAND_LIMIT, running=running, queued=queued)
 
