@@ -14,6 +14,8 @@ from typing import Any
 from django.conf import settings
 from django.db import connection as database
 from django.db import transaction
+from django.db.models import Count, F
+from django.db.models.functions import Coalesce
 
 from connections import hooks, telling, vault
 from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task
@@ -167,12 +169,14 @@ def create(
 
 
 def _check_capacity() -> None:
-    Capacity.objects.get_or_create(name=COMMANDS)
     # Held to the end of the transaction: the next creation counts what this one has added.
-    Capacity.objects.select_for_update().get(name=COMMANDS)
+    if Capacity.objects.select_for_update().filter(name=COMMANDS).first() is None:
+        Capacity.objects.get_or_create(name=COMMANDS)
+        Capacity.objects.select_for_update().get(name=COMMANDS)
     open_ones = Task.objects.filter(kind=TaskKind.COMMAND).exclude(status__in=TASK_END)
-    queued = open_ones.filter(status=TaskStatus.QUEUED).count()
-    running = open_ones.count() - queued
+    counted = dict(open_ones.order_by().values_list("status").annotate(count=Count("pk")))
+    queued = counted.pop(TaskStatus.QUEUED, 0)
+    running = sum(counted.values())
     if queued + running >= settings.COMMAND_LIMIT:
         raise NoCapacity(limit=settings.COMMAND_LIMIT, running=running, queued=queued)
 
@@ -267,16 +271,33 @@ def claim_several(
         if database.features.has_select_for_update_skip_locked:
             queue = queue.select_for_update(skip_locked=True)
         rows = list(queue[:limit])
-        for row in rows:
-            row.attempts += 1
-            row.leased_by = worker
-            row.lease_expires_at = (
-                lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
-            )
-            row.started_at = row.started_at or now
-            row.last_activity_at = now
-            _move(row, TaskStatus.RUNNING, actor=worker, now=now)
+        if rows:
+            until = lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
+            _begin(rows, worker=worker, until=until, now=now)
         return rows
+
+
+def _begin(rows: Sequence[Task], *, worker: str, until: dt.datetime, now: dt.datetime) -> None:
+    """queued → running, for all of them in one statement. They are locked by the caller."""
+    for row in rows:
+        row.status = TaskStatus.RUNNING
+        row.attempts += 1
+        row.leased_by = worker
+        row.lease_expires_at = until
+        row.started_at = row.started_at or now
+        row.last_activity_at = row.updated_at = now
+        row.version += 1
+    Task.objects.filter(pk__in=[row.pk for row in rows]).update(
+        status=TaskStatus.RUNNING,
+        attempts=F("attempts") + 1,
+        leased_by=worker,
+        lease_expires_at=until,
+        started_at=Coalesce("started_at", now),
+        last_activity_at=now,
+        updated_at=now,
+        version=F("version") + 1,
+    )
+    telling.task_statuses(rows, previous=TaskStatus.QUEUED, at=now, actor=worker)
 
 
 def adopt(*, task_id: str, holder: str, attempt: int, worker: str, now: dt.datetime) -> Task:

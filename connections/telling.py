@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 from connections import payloads
@@ -11,25 +12,23 @@ from events.envelope import Change, topic_of
 from events.signals import status_changed
 
 
-def _send(
-    sender: type, *, name: str, topic: str, owner_id: int, object_id: str, version: int, at: dt.datetime, actor: str,
-    data: dict[str, Any],
-) -> None:  # fmt: skip
+def _send(sender: type, **words: Any) -> None:
+    status_changed.send(sender, changes=[_change(**words)])
+
+
+def _change(
+    *, name: str, topic: str, owner_id: int, object_id: str, version: int, at: dt.datetime, actor: str, data: dict[str, Any]
+) -> Change:  # fmt: skip
     body = {"id": object_id, "version": version, "at": payloads.timestamp(at), **data}
-    status_changed.send(
-        sender,
-        changes=[
-            Change(
-                name=name,
-                topic=topic,
-                audience=owner_id,
-                object_id=object_id,
-                version=version,
-                at=at,
-                actor=actor,
-                data=body,
-            )
-        ],
+    return Change(
+        name=name,
+        topic=topic,
+        audience=owner_id,
+        object_id=object_id,
+        version=version,
+        at=at,
+        actor=actor,
+        data=body,
     )
 
 
@@ -95,6 +94,17 @@ def task(name: str, row: Task, *, at: dt.datetime, actor: str) -> None:
 
 
 def task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> None:
+    task_statuses([row], previous=previous, at=at, actor=actor)
+
+
+def task_statuses(rows: Sequence[Task], *, previous: str, at: dt.datetime, actor: str) -> None:
+    """As :func:`task_status` for several that made the same move: one look at the log for all of them."""
+    status_changed.send(
+        Task, changes=[_task_status(row, previous=previous, at=at, actor=actor) for row in rows]
+    )
+
+
+def _task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> Change:
     extra = {
         "exit_code": row.exit_code,
         "finished_at": row.finished_at and payloads.timestamp(row.finished_at),
@@ -102,8 +112,7 @@ def task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> Non
         "connection_id": row.connection_id,
         "flow_id": row.flow_id,
     }
-    _send(
-        Task,
+    return _change(
         name="task.status",
         topic=topic_of("task", row.id),
         owner_id=row.owner_id,

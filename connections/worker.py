@@ -52,6 +52,7 @@ STOP_SECONDS = 8.0
 
 #: Commands claimed in one transaction. What is claimed is begun: a few more wait for a moment, and none of them for long.
 CLAIM_AT_ONCE = 8
+MOMENT_SECONDS = 0.01
 #: Before a lease is over by the worker's own clock and nothing is known, its program is ended.
 DOUBT = 0.9
 
@@ -189,8 +190,14 @@ class Worker:
             await claiming
             raise
 
+    def _room(self) -> int:
+        return self.commands - sum(job.command is not None for job in self.jobs)
+
     async def _take_commands(self) -> bool:
-        room = self.commands - sum(job.command is not None for job in self.jobs)
+        if 0 < self._room() < min(CLAIM_AT_ONCE, self.commands):
+            # Busy: in a moment there may be room for several, which costs hardly more than for one.
+            await asyncio.sleep(MOMENT_SECONDS)
+        room = self._room()
         if room <= 0:
             return False
         await self._adopt(room)

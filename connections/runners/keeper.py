@@ -4,7 +4,7 @@ Three kinds of processes, none of which knows Django or a secret of the server:
 
 - the *keeper*, one per worker, single-threaded and small, so that a fork takes a millisecond. For each command the worker sends it one end
   of a socket; it forks a supervisor for that socket, and has nothing else to do with the command;
-- a *supervisor* per command, the parent of everything that the command starts (``PR_SET_CHILD_SUBREAPER``). It opens the terminal, starts the
+- a *supervisor* per running command, the parent of everything that the command starts (``PR_SET_CHILD_SUBREAPER``). It opens the terminal, starts the
   program in a session of its own, hands the terminal's master to the worker, and waits. When the program has ended it ends what the program
   left behind, and says how the program ended. When the socket breaks, because the worker died, it ends the program, too;
 - the command itself, which the kernel ends when its supervisor dies (``PR_SET_PDEATHSIG``). What that one leaves behind falls to the keeper.
@@ -19,7 +19,8 @@ The answer is ``{"started": <pid>}`` with the master as SCM_RIGHTS, or ``{"faile
 - ``{"do": "wait", "path": "...", "seconds": 60, "luggage": {...}}``: the worker leaves. The answer is ``{"waiting": true}``, and from then on it
   listens on a socket of that name for another worker. That one is sent ``{"adopt": <luggage>, "started": <pid>}`` with the master, and all goes
   on as if it had been there from the start. Nobody comes: as if the worker had died;
-- at the end ``{"ended": {"exit": 3}}`` or ``{"ended": {"signal": 11}}``: the program has ended, and so have all of its children.
+- at the end ``{"ended": {"exit": 3}}`` or ``{"ended": {"signal": 11}}``: the program has ended, and so have all of its children. Then, and when it could not be
+  started, the supervisor is ready for the next command: a new process for each would be half of what a short command costs.
 
 Outside of Linux there is neither a subreaper nor /proc: there the process group is what is ended.
 """
@@ -133,6 +134,9 @@ def kill_group(group: int, number: int) -> None:
 def keep(control: socket.socket) -> None:
     """Fork a supervisor for every socket that arrives, until the worker is gone and the last supervisor with it."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    LIMITS.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+    # All descriptors of these processes close by themselves; ptyprocess would try a million of them where so many are allowed.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(LIMITS[0][0], 256), LIMITS[0][1]))
     wake = wake_on_children()
     supervisors: set[int] = set()
     # What is there now is shared with every fork for good: a collector that touched it would copy it.
@@ -169,8 +173,8 @@ def keep(control: socket.socket) -> None:
                 os.close(theirs)
         ended, _ = reap()
         supervisors -= ended.keys()
-        if orphans or any(os.WIFSIGNALED(status) for status in ended.values()):
-            # A supervisor that was killed has left its children to us.
+        if orphans or any(ended.values()):
+            # A supervisor that was killed, or broke, has left its children to us.
             ours = descendants(os.getpid())
             kept = supervisors.union(*(descendants(pid) for pid in supervisors))
             orphans = bool(ours - kept)
@@ -221,16 +225,13 @@ def spawn(spec: dict[str, Any]) -> PtyProcess:
         ) from error
     # ptyprocess looks the program up in the PATH of its own process.
     os.environ["PATH"] = env.get("PATH", os.defpath)
-    # All descriptors of this process close by themselves; ptyprocess would try a million of them where so many are allowed.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
     parent = os.getpid()
 
     def before_exec() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, LIMITS[0])
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         os.umask(0o022)
         for number in IGNORED:
@@ -260,43 +261,54 @@ def why_not_found(program: str) -> str:
 
 
 class Supervisor:
-    """One program: its terminal, its end, and whoever wants to know about it."""
+    """One program after the other: its terminal, its end, and whoever wants to know about it."""
 
     def __init__(self, link: socket.socket) -> None:
         self.link: socket.socket | None = link
         self.listener: socket.socket | None = None
         self.listener_path = ""
-        self.luggage: Any = None
+        self.burdened = False
         self.wake = wake_on_children()
         self.grace = 0.0
         self.master = -1
         self.pid = 0
         self.status: int | None = None
-        self.children = True
-        self.asked = self.tidying = False
         self.kill_at: float | None = None
         self.give_up_at: float | None = None
+        self.begin()
         self.buffer = bytearray()
         self.poller = select.poll()
         self.poller.register(link, select.POLLIN)
         self.poller.register(self.wake, select.POLLIN)
 
     def run(self) -> None:
-        spec = self.first_line()
-        if spec is None:
-            return
-        self.grace = spec["grace"]
-        try:
-            # Kept: when it is collected, ptyprocess ends the program.
-            process = spawn(spec)
-        except CannotStart as why:
-            self.say({"failed": str(why), "code": why.code})
-            return
-        self.pid, self.master = process.pid, process.fd
-        self.say({"started": self.pid}, self.master)
-        while not self.over():
-            self.look()
-        self.stop_listening()
+        """One command after the other, for as long as the worker has any for it."""
+        while self.link is not None and not self.burdened and (spec := self.first_line()) is not None:
+            self.begin()
+            self.grace = spec["grace"]
+            try:
+                process = spawn(spec)
+            except CannotStart as why:
+                self.say({"failed": str(why), "code": why.code})
+                reap()
+                continue
+            self.pid, self.master = process.pid, process.fd
+            self.say({"started": self.pid}, self.master)
+            while not self.over():
+                self.look()
+            self.stop_listening()
+            # Not by its own close(), which sleeps, and looks for what has ended.
+            process.fileobj.close()
+            process.closed = True
+            os.chdir("/")
+
+    def begin(self) -> None:
+        """As if there had been no command before."""
+        self.luggage = None
+        self.status = None
+        self.children = True
+        self.asked = self.tidying = False
+        self.kill_at = self.give_up_at = None
 
     def over(self) -> bool:
         """Whether there is nothing left to do: nothing runs, and somebody was told or nobody will ask."""
@@ -333,7 +345,8 @@ class Supervisor:
         if self.children and self.kill_at is not None and now >= self.kill_at:
             self.signal_all(signal.SIGKILL)
             if now >= self.kill_at + STUBBORN_SECONDS:
-                self.children = False
+                # Whoever has such a child can tell nothing by its children any more.
+                self.children, self.burdened = False, True
                 self.status = signal.SIGKILL if self.status is None else self.status
 
     def patience(self) -> float | None:
@@ -370,16 +383,18 @@ class Supervisor:
     # ── The worker, and the next one ──
 
     def first_line(self) -> dict[str, Any] | None:
-        assert self.link is not None
-        while b"\n" not in self.buffer:
-            data = self.receive()
-            if not data:
-                return None
-            self.buffer += data
-        line, _, rest = bytes(self.buffer).partition(b"\n")
-        self.buffer[:] = rest
-        found: dict[str, Any] = json.loads(line)
-        return found
+        """What to run next; None when the worker is gone. A word about a command that has just ended comes too late, and is passed over."""
+        while True:
+            while b"\n" not in self.buffer:
+                data = self.receive()
+                if not data:
+                    return None
+                self.buffer += data
+            line, _, rest = bytes(self.buffer).partition(b"\n")
+            self.buffer[:] = rest
+            found: dict[str, Any] = json.loads(line)
+            if "argv" in found:
+                return found
 
     def receive(self) -> bytes:
         assert self.link is not None
@@ -455,6 +470,8 @@ class Supervisor:
                 os.unlink(self.listener_path)
 
 
+#: How many descriptors a program may have: as many as this process was given, before it gave itself fewer.
+LIMITS: list[tuple[int, int]] = []
 #: Signals that this process ignores, by itself or because it was started so: a program that is started would go on ignoring them.
 IGNORED: list[int] = []
 

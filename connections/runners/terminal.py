@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,8 @@ KEEPER = Path(__file__).with_name("keeper.py")
 ANSWER_SECONDS = 30.0
 #: Seconds that a keeper without anything to do needs to end.
 GOODBYE_SECONDS = 1.0
+#: Supervisors that are kept for the next commands.
+IDLE = 8
 _TIOCGPTN = 0x80045430
 
 
@@ -50,8 +52,11 @@ class Program:
     ``master`` is the terminal: not blocking, and closed by :meth:`close`.
     """
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: socket.socket, give_back: Callable[[socket.socket], None] | None = None) -> None:
         self._link = link
+        self._give_back = give_back
+        #: The supervisor is done with it, and ready for another one.
+        self._free = False
         self._link.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
@@ -75,6 +80,7 @@ class Program:
             os.set_blocking(descriptor, False)
             self.master = descriptor
         if not data:
+            self._free = False
             self._loop.remove_reader(self._link)
             for waiting in (self._answer, self.ended):
                 if not waiting.done():
@@ -90,6 +96,11 @@ class Program:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "ended" in message:
+            self._free = True
+            if not self._answer.done():
+                # It will not come: the program was quicker.
+                self._answer.set_exception(SupervisorLost("the program has ended"))
+                self._answer.exception()
             if not self.ended.done():
                 self.ended.set_result((message["ended"].get("exit"), message["ended"].get("signal")))
         elif not self._answer.done():
@@ -124,6 +135,7 @@ class Program:
             raise SupervisorLost("the supervisor is gone") from None
         said = await self.answer()
         if "failed" in said:
+            self._free = True
             raise CannotStart(said["failed"], said["code"])
         self.pid = said["started"]
 
@@ -158,6 +170,10 @@ class Program:
         """Leave: a program that still runs is ended by its supervisor. Idempotent."""
         if self._link.fileno() != -1:
             self._loop.remove_reader(self._link)
+            if self._free and self._give_back is not None:
+                # To the next command.
+                self._give_back(self._link)
+                self._link = socket.socket()
             self._link.close()
         if self.master != -1:
             self._loop.remove_reader(self.master)
@@ -201,6 +217,8 @@ class Keeper:
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
+        #: Supervisors without a command.
+        self._idle: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     async def run(
@@ -213,7 +231,7 @@ class Keeper:
         """
         spec = {"argv": list(argv), "cwd": cwd, "env": dict(env), "rows": rows, "cols": cols, "grace": grace}
         try:
-            program = Program(self._new_supervisor())
+            program = Program(self._supervisor(), self._take_back)
         except OSError as error:
             raise CannotStart(f"No process can be started: {error.strerror}.", "cannot_start") from error
         try:
@@ -225,6 +243,26 @@ class Keeper:
             program.close()
             raise
         return program
+
+    def _take_back(self, link: socket.socket) -> None:
+        if len(self._idle) < IDLE and self._control is not None:
+            self._idle.append(link)
+        else:
+            link.close()
+
+    def _supervisor(self) -> socket.socket:
+        """One that has nothing to do, or a new one."""
+        while self._idle:
+            link = self._idle.pop()
+            try:
+                link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return link
+            except ConnectionError:
+                pass
+            # It was killed meanwhile.
+            link.close()
+        return self._new_supervisor()
 
     def _new_supervisor(self) -> socket.socket:
         """
@@ -276,6 +314,9 @@ class Keeper:
 
     def stop(self) -> None:
         """Let it go. It ends by itself when the last supervisor does, which may be later."""
+        for link in self._idle:
+            link.close()
+        self._idle.clear()
         if self._control is not None:
             self._control.close()
             self._control = None

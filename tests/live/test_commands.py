@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from connections.runners.terminal import IDLE
 from tests.conftest import until
 from tests.live import services
 from tests.live.commands import END, Commands, children, client, installation, processes
@@ -528,11 +529,10 @@ def test_a_keeper_that_is_killed_is_replaced_and_what_ran_runs_on(own: Commands)
 
 
 def test_nothing_of_a_hundred_commands_is_left_in_the_worker(own: Commands) -> None:
-    """No zombie, no descriptor, no process but the keeper."""
+    """No zombie, no descriptor, no process but the keeper and a few supervisors for the next commands."""
     own.wait(own.run("true"))
     worker = own.running.processes["worker"].pid
-    until(lambda: len(children(worker)) == 1, 10)
-    (keeper,) = children(worker)
+    keeper = next(iter(children(worker)))
 
     def descriptors() -> list[int]:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (worker, keeper)]
@@ -545,7 +545,8 @@ def test_nothing_of_a_hundred_commands_is_left_in_the_worker(own: Commands) -> N
         own.wait(task, "running")
         own.kill(task)
         own.wait(task, "killed")
-    until(lambda: list(children(worker).values()) == ["S"], 20, "a process is left")
+    until(lambda: set(children(worker).values()) == {"S"}, 20, "a zombie is left")
+    assert len(children(worker)) <= 1 + IDLE
     # A few are opened when they are first needed (files of the database); one for each command would be ninety.
     until(lambda: all(now <= then + 9 for now, then in zip(descriptors(), before, strict=True)), 20)
 
@@ -646,7 +647,6 @@ def test_what_nobody_takes_over_is_ended_and_told(tmp_path: Path) -> None:
         process = commands.running.processes["worker"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert processes(task) != {}
         until(lambda: not processes(task), 30, "it runs on")
         commands.running.start("worker2")
         ended = commands.wait(task)
