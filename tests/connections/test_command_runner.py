@@ -106,6 +106,27 @@ def test_while_the_database_is_away_nothing_is_lost_and_nothing_is_there_twice(
     assert calls[0] > 4
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "done, and the answer lost"])
+def test_a_line_is_typed_once_also_when_the_answer_to_taking_it_got_lost(
+    owner: User, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    monkeypatch.setattr("connections.runners.database.AGAIN_SECONDS", 0.05)
+    calls = flaky(monkeypatch, task_inputs, "inputs_taken", 2, after=after)
+    row = queued(owner, "sh", "-c", "stty -echo; for n in 1 2 3; do read x; echo $n:$x; done")
+    for text in ("one", "two", "three"):
+        task_inputs.add_input(task_id=row.pk, content=text, message_id=text, actor="test", now=timezone.now())
+
+    async def scenario() -> None:
+        async with at_work():
+            await until_db(ended(row), 30)
+
+    asyncio.run(scenario())
+    assert outputs.read(row.pk, 0).split()[-3:] == [b"1:one", b"2:two", b"3:three"]
+    assert calls[0] == 5
+    assert not row.inputs.filter(taken_at=None).exists()
+    assert not row.inputs.exclude(sealed=None).exists()
+
+
 def test_an_end_whose_answer_got_lost_is_told_once(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connections.runners.database.AGAIN_SECONDS", 0.05)
     flaky(monkeypatch, tasks, "settle", 2, after=False)

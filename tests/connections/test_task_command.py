@@ -19,7 +19,7 @@ from connections.management.commands import task as command
 from connections.models import HookDelivery, Task, TaskInput
 from connections.tasks import Hold
 from events.models import Event
-from tests.connections.task_support import end, held, hold_of, new_task, write
+from tests.connections.task_support import end, held, hold_of, new_task, take_input, write
 
 pytestmark = pytest.mark.django_db
 
@@ -273,7 +273,7 @@ def test_a_task_is_shown_with_what_it_asks_and_what_was_sent(capsysbinary: Any, 
 
 
 def taken(hold: Hold) -> task_inputs.Input:
-    found = task_inputs.take_input(hold=hold, now=timezone.now())
+    found = take_input(hold=hold, now=timezone.now())
     assert found is not None
     return found
 
