@@ -642,7 +642,8 @@ def _told_claim(event: Event) -> tuple[Chip, str]:
 
 def _claimed(event: Event) -> Moment:
     chip, text = _told_claim(event)
-    return Moment(id=str(event.id), at=event.at, chip=chip, text=text, actor=event.actor or "system")
+    # The sentence names who it was.
+    return Moment(id=str(event.id), at=event.at, chip=chip, text=text, actor="")
 
 
 def _named(event: Event) -> str:

@@ -70,7 +70,7 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Something that happened to a task. ``id`` is unique within the task."""
+    """Something that happened to a task. ``id`` is unique within the task; ``actor`` is empty where the text names who it was."""
 
     id: str
     at: dt.datetime

@@ -429,6 +429,8 @@ class OutputConsumer(_TaskStream):
                 frame, offset = await reader().frame(self.task_id, self._offset, size, strip=self._strip)
                 if offset > self._offset:
                     self._offset = offset
+                    # A reader that takes everything at once is not the only one here.
+                    await asyncio.sleep(0)
                     return frame
             if size.dropped and not self._told_cut:
                 self._told_cut = True

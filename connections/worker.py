@@ -99,6 +99,7 @@ class Worker:
         self.jobs: set[Job] = set()
         self._work, self._command_work = asyncio.Event(), asyncio.Event()
         self._database, self._keeper = Database(), Keeper()
+        self._stopping = False
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
         """Until ``stop`` is set; then every login that is still held goes back to the queue, and commands end as ``COMMAND_ON_STOP`` says.
@@ -128,6 +129,7 @@ class Worker:
                             helper.result()
             finally:
                 stopping.cancel()
+                self._stopping = True
                 for each in claiming:
                     each.cancel()
                 for each in claiming:
@@ -179,32 +181,35 @@ class Worker:
     # ── Commands ──
 
     async def _claim_commands(self) -> bool:
-        """Those that another worker left first, then new ones."""
+        """Those that another worker left first, then new ones. Never stopped half way: what was taken would be lost."""
+        claiming = asyncio.ensure_future(self._take_commands())
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await claiming
+            raise
+
+    async def _take_commands(self) -> bool:
         room = self.commands - sum(job.command is not None for job in self.jobs)
         if room <= 0:
             return False
         await self._adopt(room)
-        claiming = asyncio.ensure_future(
-            self._database.once(
+        try:
+            rows = await self._database.once(
                 tasks.claim_several,
                 worker=self.name,
                 kinds=[TaskKind.COMMAND],
                 limit=min(room, CLAIM_AT_ONCE),
                 now=timezone.now(),
             )
-        )
-        try:
-            rows = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            for row in await claiming:
-                # Stopped in the middle: not begun, so another one may.
+            for row in rows if self._stopping else ():
+                # Not begun, so another one may.
                 await self._database.once(transitions.give_back, hold=tasks.hold_of(row), now=timezone.now())
-            raise
         except DatabaseError:
             logger.exception("the database does not answer; trying again")
             await asyncio.sleep(1.0)
             return False
-        for row in rows:
+        for row in () if self._stopping else rows:
             self._begin(CommandRun(row, database=self._database, keeper=self._keeper))
         return bool(rows)
 
@@ -225,7 +230,7 @@ class Worker:
 
     async def _adopt(self, room: int) -> None:
         """Go on with programs whose worker has left them to us."""
-        for path in sorted(handover_folder().glob("*.sock"))[:room]:
+        for path in () if self._stopping else sorted(handover_folder().glob("*.sock"))[:room]:
             found = await terminal.adopt(path)
             if found is None:
                 continue

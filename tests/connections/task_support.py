@@ -13,6 +13,8 @@ from connections.models import Task
 from connections.tasks import Hold
 
 KIND = "build"
+#: As Standard Webhooks writes it.
+HOOK_SECRET = "whsec_" + "QUJD" * 10
 
 
 def new_task(owner: User, **more: Any) -> Task:

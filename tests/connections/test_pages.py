@@ -224,7 +224,7 @@ def test_the_numbers_count_the_latest_login_of_each_connection(principal: Princi
     transitions.fail(hold=hold_of(failed, principal), code="network_error", message="No.", now=now())
     assert fragments.counts(principal) == {"waiting": 1, "tasks": 2, "running": 1, "failed": 1, "tabs": 0}
     transitions.start_login(connection_id=failed.id, actor=principal, now=now())
-    assert fragments.counts(principal) == {"waiting": 1, "running": 2, "failed": 0, "tabs": 0}
+    assert fragments.counts(principal) == {"waiting": 1, "tasks": 3, "running": 2, "failed": 0, "tabs": 0}
 
 
 # ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────────────

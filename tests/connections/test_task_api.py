@@ -23,7 +23,7 @@ from connections.states import TaskKind, TaskStatus
 from events.models import Event
 from tests.connections.api_support import error_of, new_connection, post, waiting
 from tests.connections.flow_support import cursor, events
-from tests.connections.task_support import KIND, end, held, hold_of, new_task, take_input, write
+from tests.connections.task_support import HOOK_SECRET, KIND, end, held, hold_of, new_task, take_input, write
 
 pytestmark = pytest.mark.django_db
 COMMAND = {"kind": "command", "argv": ["echo", "$(id)", 'a "b"\n']}
@@ -236,7 +236,7 @@ def test_lists_are_filtered_searched_and_paged(api: APIClient, owner: User) -> N
 def test_a_list_asks_the_database_as_often_for_many_as_for_one(api: APIClient, owner: User) -> None:
     counts = []
     for number in range(12):
-        end(held(owner, title=f"{number}", hook_url="https://hook.example/", hook_secret=hooks.new_secret()))
+        end(held(owner, title=f"{number}", hook_url="https://hook.example/", hook_secret=HOOK_SECRET))
         if number in (0, 1, 11):
             with CaptureQueriesContext(connection) as asked:
                 shown = api.get("/api/tasks").json()
@@ -266,7 +266,7 @@ def test_C59_a_new_title_and_new_labels_are_told_and_nothing_else_changes(
 
 
 def test_C59_what_has_ended_is_deleted_with_everything_and_told_once(api: APIClient, owner: User) -> None:
-    hold = held(owner, hook_url="https://hook.example/", hook_secret=hooks.new_secret())
+    hold = held(owner, hook_url="https://hook.example/", hook_secret=HOOK_SECRET)
     write(hold, b"output")
     path = f"/api/tasks/{hold.task_id}"
     post(api, f"{path}/input", {"text": "y"})
@@ -422,7 +422,7 @@ def test_a_login_is_killed_by_canceling_it(api: APIClient) -> None:
 
 
 def test_C30_a_report_is_sent_again_under_the_same_id(api: APIClient, owner: User) -> None:
-    hold = held(owner, hook_url="https://hook.example/", hook_secret=hooks.new_secret())
+    hold = held(owner, hook_url="https://hook.example/", hook_secret=HOOK_SECRET)
     path = f"/api/tasks/{hold.task_id}/redeliver-hook"
     error_of(post(api, path), 409, "no_hook")
     end(hold)

@@ -19,7 +19,7 @@ from connections.management.commands import task as command
 from connections.models import HookDelivery, Task, TaskInput
 from connections.tasks import Hold
 from events.models import Event
-from tests.connections.task_support import end, held, hold_of, new_task, take_input, write
+from tests.connections.task_support import HOOK_SECRET, end, held, hold_of, new_task, take_input, write
 
 pytestmark = pytest.mark.django_db
 
@@ -243,7 +243,7 @@ def test_lists_show_what_is_asked_for(capsysbinary: Any, owner: User) -> None:
 
 
 def test_a_task_is_shown_with_what_it_asks_and_what_was_sent(capsysbinary: Any, owner: User) -> None:
-    hold = held(owner, hook_url="https://hook.example/?token=hidden", hook_secret="s")
+    hold = held(owner, hook_url="https://hook.example/?token=hidden", hook_secret=HOOK_SECRET)
     prompt = {
         "kind": "yes_no",
         "text": "Deploy?",
@@ -374,7 +374,7 @@ def test_an_output_is_followed_until_the_end_and_ctrl_c_leaves(
 
 
 def test_C30_a_report_is_sent_again(capsysbinary: Any, owner: User) -> None:
-    hold = held(owner, hook_url="https://hook.example/", hook_secret="s")
+    hold = held(owner, hook_url="https://hook.example/", hook_secret=HOOK_SECRET)
     with pytest.raises(CommandError, match="no report to send"):
         run("redeliver", hold.task_id)
     end(hold)

@@ -408,10 +408,13 @@ def test_the_page_of_a_task_shows_its_state_its_lines_and_its_form(web: Client, 
     assert SECRET not in page
     assert f'data-outbox="task:{task.id}" method="post" action="/tasks/{task.id}/input"' in page
     assert "data-outbox-list" in page
-    assert re.findall(r'<span class="moment-text">(\w+) <span class="muted">by (\w+)', page) == [
+    told = re.findall(r'<span class="moment-text">(.*?) <span class="muted">by (\w+)', page)
+    assert set(told) == {
         ("queued", "owner"),
-        ("working", "w"),
-    ]
+        ("started", "w"),
+        (f"sent {len(SECRET.encode())} bytes: delivered", "op2"),
+        ("sent 3 bytes: waiting", "op3"),
+    }
 
 
 def test_a_line_does_not_change_since_when_the_task_is_in_its_state(web: Client, owner: User) -> None:
@@ -492,9 +495,9 @@ def test_the_stream_sends_the_parts_of_the_page_with_their_version(web: Client, 
     html = fragments.live_message(log.envelope(event))
     assert html is not None
     task.refresh_from_db()
-    for part in ("task", "state", "lines", "timeline"):
+    for part in ("task", "state", "lines", "timeline", "facts", "attn"):
         assert f'<hx-partial hx-target="#{part}-{task.id}" hx-swap="outerMorph"><' in html
-    assert html.count(f'data-rev="{task.version}"') == 4
+    assert html.count(f'data-rev="{task.version}"') == 6
     assert SECRET not in html
     page = web.get(f"/tasks/{task.id}").content.decode()
     lines = re.search(rf'<section [^>]*id="lines-{task.id}".*?</section>', page, re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -29,4 +30,5 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    # Under the name that the consumer knows: a task of __main__ is one of another program.
+    importlib.import_module("tests.bench.peers.huey_app").main(int(sys.argv[1]))
