@@ -18,7 +18,7 @@ from django.utils import timezone
 from connections import commands, outputs, task_inputs, tasks, transitions
 from connections.access import of_user
 from connections.models import Task
-from connections.runners import command, waiting
+from connections.runners import command, terminal, waiting
 from connections.states import TaskStatus
 from connections.worker import Worker
 from events.models import Event
@@ -125,6 +125,27 @@ def test_a_line_is_typed_once_also_when_the_answer_to_taking_it_got_lost(
     assert calls[0] == 5
     assert not row.inputs.filter(taken_at=None).exists()
     assert not row.inputs.exclude(sealed=None).exists()
+
+
+def test_a_command_that_stopped_its_supervisor_is_killed_all_the_same(
+    owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "STUCK_SECONDS", 0.2)
+    row = queued(owner, "sh", "-c", "read go; kill -STOP $PPID; echo stopped; exec sleep 60")
+    # Typed when it has been told that it runs.
+    task_inputs.add_input(task_id=row.pk, content="go", message_id="go", actor="test", now=timezone.now())
+    principal = of_user(owner)
+
+    async def scenario() -> None:
+        async with at_work():
+            await until_db(lambda: b"stopped" in outputs.read(row.pk, 0), 30)
+            await in_db(transitions.kill_task, task_id=row.pk, actor=principal, reason="", now=timezone.now())
+            await until_db(ended(row), 30)
+
+    asyncio.run(scenario())
+    row.refresh_from_db()
+    assert row.status == TaskStatus.KILLED
+    assert told(row) == ["running", "killed"]
 
 
 def test_an_end_whose_answer_got_lost_is_told_once(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
