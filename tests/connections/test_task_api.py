@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import hooks, tasks, vault
+from connections import hooks, inputs, tasks, vault
 from connections.models import HookDelivery, IdempotentAnswer, Task, TaskInput, TaskOutput
 from connections.states import TaskKind, TaskStatus
 from events.models import Event
@@ -119,6 +119,18 @@ def test_C60_only_who_may_run_commands_makes_one(
     shown = created(api, {"kind": "command", "template": "greet", "argv": ["you"], "timeout_seconds": 60})
     assert (shown["argv"], shown["template"], shown["title"]) == (["echo", "hello", "you"], "greet", "Greet")
     assert shown["timeout_seconds"] == 5
+
+
+def test_all_arguments_together_are_of_bounded_size(api: APIClient) -> None:
+    """They stand in every answer and every event of the task."""
+    half = "x" * (inputs.MAX_ARGUMENT_SUM // 2 - 2)
+    created(api, {"kind": "command", "argv": ["echo", half, half]})
+    refused = error_of(
+        post(api, "/api/tasks", {"kind": "command", "argv": ["echo", half, half, "x"]}),
+        400,
+        "invalid_request",
+    )
+    assert "Together" in refused["message"]
 
 
 def test_the_same_request_again_is_the_same_task_and_another_is_refused(api: APIClient) -> None:
