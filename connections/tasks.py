@@ -41,6 +41,9 @@ class LeaseLost(Exception):
     """Somebody else holds the task by now, or nobody does."""
 
 
+#: A task that was taken and given back so often is given to nobody any more: programs that cannot do it would hand it around for ever.
+GIVEN_BACK = 1000
+
 #: The row that is locked while open commands are counted.
 COMMANDS = "commands"
 
@@ -393,7 +396,7 @@ def requeue(row: Task, *, actor: str, now: dt.datetime) -> None:
 
 
 def release(*, hold: Hold, now: dt.datetime) -> Task:
-    """Given up by its holder, for somebody else to take; one that is to be killed is killed.
+    """Given up by its holder, for somebody else to take; one that is to be killed is killed, and after :data:`GIVEN_BACK` attempts it has failed.
 
     The number of the attempt stays: who held it under this number does not any more.
 
@@ -403,6 +406,9 @@ def release(*, hold: Hold, now: dt.datetime) -> Task:
         row = lock_held(hold)
         if row.kill_requested_at is not None:
             finish(row, TaskStatus.KILLED, actor=hold.worker, now=now)
+        elif row.attempts >= GIVEN_BACK:
+            error = f"It was taken and given back {row.attempts} times."
+            finish(row, TaskStatus.FAILED, actor=hold.worker, now=now, error_code="given_back", error=error)
         else:
             requeue(row, actor=hold.worker, now=now)
         return row

@@ -17,7 +17,7 @@ from connections.models import Task
 from connections.states import TaskStatus
 from tests.connections.api_support import error_of, post
 from tests.connections.flow_support import cursor, events
-from tests.connections.task_support import new_task
+from tests.connections.task_support import KIND, new_task
 
 pytestmark = pytest.mark.django_db
 NAME = {"worker": "w1"}
@@ -265,6 +265,19 @@ def test_what_is_given_back_is_taken_again_under_another_attempt(api: APIClient,
     post(api, f"/api/tasks/{work.id}/kill")
     assert again.say("release").status_code == 204
     assert work.shown["status"] == "killed"
+
+
+def test_what_is_handed_around_for_ever_has_failed(
+    api: APIClient, owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "GIVEN_BACK", 3)
+    new_task(owner)
+    for attempt in (1, 2, 3):
+        work = Work(api)
+        assert work.hold["attempt"] == attempt
+        assert work.say("release").status_code == 204
+    assert (work.shown["status"], work.shown["error_code"]) == ("failed", "given_back")
+    assert post(api, "/api/work/claim", {"kinds": [KIND], "worker": "w"}).status_code == 204
 
 
 def test_a_program_that_died_loses_its_task_to_the_next_and_after_some_it_has_failed(
