@@ -106,7 +106,7 @@ class Heartbeat(WorkOperation):
         row = models.Task.objects.get(pk=task_id)
         return Response(
             {
-                "lease_expires_at": payloads.timestamp(self.now + dt.timedelta(seconds=lease)),
+                "lease_expires_at": payloads.timestamp(row.lease_expires_at or self.now),
                 "status": row.status,
                 "kill_requested": row.kill_requested_at is not None,
                 "inputs_waiting": row.inputs_waiting,

@@ -730,7 +730,9 @@ def task_context(task: Task) -> Json:
         "lines": [(line, task_picture.LINE_CHIP[line.state]) for line in sent[-task_picture.LINES :]],
         "entries": task_picture.moments(task, told, sent, claims),
         "children": [
-            (row, task_picture.chip_of(row)) for row in task.children.all()[: task_picture.CHILDREN]
+            # Whoever sees this task sees those of its owner, and not surely those of somebody else who has hung theirs below it.
+            (row, task_picture.chip_of(row))
+            for row in task.children.filter(owner_id=task.owner_id)[: task_picture.CHILDREN]
         ],
         # Not the row's updated_at: a line that comes is a change, and leaves the state as it is.
         "since": told[-1].at if told else task.created_at,

@@ -756,6 +756,8 @@ class TaskInput(Closed):
 MAX_LABELS = 20
 MAX_ARGUMENTS = 1000
 MAX_ARGUMENT = 131_072
+#: Of all arguments together: they stand in every answer and every event of the task.
+MAX_ARGUMENT_SUM = 262_144
 MAX_SECONDS = 30 * 86_400
 _LABEL_OF_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,39}", re.ASCII)
 _WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,47}", re.ASCII)
@@ -785,7 +787,12 @@ class Arguments(serializers.ListField):
     def to_internal_value(self, data: Any) -> list[str]:
         if isinstance(data, list) and len(data) > MAX_ARGUMENTS:
             raise serializers.ValidationError(f"It may have at most {MAX_ARGUMENTS} entries.")
-        return list(super().to_internal_value(data))
+        arguments = list(super().to_internal_value(data))
+        if sum(map(len, arguments)) > MAX_ARGUMENT_SUM:
+            raise serializers.ValidationError(
+                f"Together they may have at most {MAX_ARGUMENT_SUM} characters. Use a file for more."
+            )
+        return arguments
 
 
 class AnyJson(serializers.JSONField):

@@ -1,8 +1,8 @@
 """What is sent to a task: a queue of its own for each, in the order of acceptance. The only writer of :class:`TaskInput`.
 
-People and programs add (:func:`add_input`); the holder of the task takes. Our own workers take one at a time and erase it in the same transaction
-(:func:`take_input`). Programs that take their tasks through the API are sent what waits (:func:`peek_inputs`) and say what has arrived
-(:func:`inputs_taken`), for what was written to a dead socket must be sent again (row B37).
+People and programs add (:func:`add_input`); the holder of the task takes, in two steps, each of which bears to be done twice: it reads, and then says what has
+arrived (:func:`inputs_taken`), which is erased. So no line is lost when an answer of the database is, or when it was written to a dead socket
+(row B37). Our own workers read one at a time (:func:`next_input`); programs that take their tasks through the API are sent all that waits (:func:`peek_inputs`).
 """
 
 from __future__ import annotations
@@ -112,23 +112,10 @@ def add_input(
         return line
 
 
-def take_input(*, hold: Hold, now: dt.datetime) -> Input | None:
-    """What waits longest, once: it is erased in the same transaction. None when nothing waits.
-
-    A task that waited goes on with it, if it finishes a line: the status is told with the delivery.
-
-    :raises LeaseLost: when the hold is not the present one.
-    """
-    if not TaskInput.objects.filter(task_id=hold.task_id).exclude(sealed=None).exists():
-        return None
-    with transaction.atomic():
-        row = lock_held(hold)
-        line = row.inputs.exclude(sealed=None).order_by("number").first()
-        if line is None:
-            return None
-        found = _opened(line)
-        _mark_taken(row, [line], resumes=found.finishes, actor=hold.worker, now=now)
-        return found
+def next_input(*, hold: Hold) -> Input | None:
+    """What waits longest; None when nothing waits. It waits on until :func:`inputs_taken` says that it has arrived."""
+    line = TaskInput.objects.filter(task_id=hold.task_id).exclude(sealed=None).order_by("number").first()
+    return None if line is None else _opened(line)
 
 
 def peek_inputs(*, hold: Hold, after: int) -> list[Input]:
@@ -145,6 +132,8 @@ def peek_inputs(*, hold: Hold, after: int) -> list[Input]:
 
 def inputs_taken(*, hold: Hold, through: int, now: dt.datetime) -> None:
     """The holder has got everything up to this number: it is erased. Again is no change.
+
+    A task that waited goes on, if a line is finished by it: the status is told with the delivery.
 
     :raises LeaseLost: when the hold is not the present one.
     """

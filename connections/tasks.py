@@ -25,6 +25,7 @@ from connections.states import (
     TASK_HELD,
     TaskKind,
     TaskStatus,
+    is_external,
 )
 from events import clients
 from events.envelope import topic_of
@@ -42,6 +43,12 @@ class InvalidTransition(Exception):
 class LeaseLost(Exception):
     """Somebody else holds the task by now, or nobody does."""
 
+
+#: A task that was taken and given back so often is given to nobody any more: programs that cannot do it would hand it around for ever.
+GIVEN_BACK = 1000
+
+#: So long a program of somebody else's may take to end what is to be killed. It cannot be made to: then the task is killed without it.
+KILL_PATIENCE = dt.timedelta(seconds=60)
 
 #: The row that is locked while open commands are counted.
 COMMANDS = "commands"
@@ -322,13 +329,17 @@ def adopt(*, task_id: str, holder: str, attempt: int, worker: str, now: dt.datet
 
 
 def renew(*, hold: Hold, now: dt.datetime, lease_seconds: int | None = None) -> bool:
-    """Hold on for another lease; False when it was lost. Losing it is an answer, not an error."""
+    """Hold on for another lease; False when it was lost. Losing it is an answer, not an error. Not beyond :data:`KILL_PATIENCE`."""
     until = lease_end(now) if lease_seconds is None else now + dt.timedelta(seconds=lease_seconds)
-    return bool(
-        Task.objects.filter(
-            pk=hold.task_id, leased_by=hold.worker, attempts=hold.attempt, status__in=TASK_HELD
-        ).update(lease_expires_at=until)
+    row = Task.objects.filter(
+        pk=hold.task_id, leased_by=hold.worker, attempts=hold.attempt, status__in=TASK_HELD
     )
+    if not is_external(hold.kind):
+        return bool(row.update(lease_expires_at=until))
+    if row.filter(kill_requested_at=None).update(lease_expires_at=until):
+        return True
+    killed_at = row.values_list("kill_requested_at", flat=True).first()
+    return killed_at is not None and bool(row.update(lease_expires_at=min(until, killed_at + KILL_PATIENCE)))
 
 
 def lock_held(hold: Hold) -> Task:
@@ -414,7 +425,7 @@ def requeue(row: Task, *, actor: str, now: dt.datetime) -> None:
 
 
 def release(*, hold: Hold, now: dt.datetime) -> Task:
-    """Given up by its holder, for somebody else to take; one that is to be killed is killed.
+    """Given up by its holder, for somebody else to take; one that is to be killed is killed, and after :data:`GIVEN_BACK` attempts it has failed.
 
     The number of the attempt stays: who held it under this number does not any more.
 
@@ -424,6 +435,9 @@ def release(*, hold: Hold, now: dt.datetime) -> Task:
         row = lock_held(hold)
         if row.kill_requested_at is not None:
             finish(row, TaskStatus.KILLED, actor=hold.worker, now=now)
+        elif row.attempts >= GIVEN_BACK:
+            error = f"It was taken and given back {row.attempts} times."
+            finish(row, TaskStatus.FAILED, actor=hold.worker, now=now, error_code="given_back", error=error)
         else:
             requeue(row, actor=hold.worker, now=now)
         return row
@@ -436,7 +450,9 @@ def request_kill(row: Task, *, actor: str, reason: str, now: dt.datetime) -> Non
         row.kill_requested_at = now
         row.kill_requested_by = actor[:200]
         row.kill_reason = reason[:500]
-        touch(row, "kill_requested_at", "kill_requested_by", "kill_reason", now=now)
+        if is_external(row.kind) and row.lease_expires_at is not None:
+            row.lease_expires_at = min(row.lease_expires_at, now + KILL_PATIENCE)
+        touch(row, "kill_requested_at", "kill_requested_by", "kill_reason", "lease_expires_at", now=now)
         telling.task("task.updated", row, at=now, actor=actor)
 
 

@@ -369,15 +369,21 @@ class CommandRun:
 
     async def _take(self) -> task_inputs.Input | None:
         async with self._turn:
-            # If the database went away in the very commit, the line may be gone: rather not typed than typed twice.
-            given = await self._database.surely(task_inputs.take_input, hold=self.hold, now=timezone.now())
-            if given is not None and given.kind != InputKind.RESIZE:
-                if given.finishes:
-                    # The verb has told it.
-                    self._waiting = False
-                    self._happened()
-                else:
-                    self._echo_until = self._loop.time() + ECHO_SECONDS
+            given = await self._database.surely(task_inputs.next_input, hold=self.hold)
+            if given is None:
+                return None
+            # Typed only after this, and this bears to be done twice: where the answer of the very commit gets lost, the line does not.
+            await self._database.surely(
+                task_inputs.inputs_taken, hold=self.hold, through=given.number, now=timezone.now()
+            )
+            if given.kind == InputKind.RESIZE:
+                return given
+            if given.finishes:
+                # The verb has told it.
+                self._waiting = False
+                self._happened()
+            else:
+                self._echo_until = self._loop.time() + ECHO_SECONDS
             return given
 
     async def _put(self) -> None:

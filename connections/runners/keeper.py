@@ -13,11 +13,11 @@ The socket of a supervisor carries a JSON object a line. The first one says what
 
     {"argv": [...], "cwd": "/...", "env": {...}, "rows": 24, "cols": 80, "grace": 5.0}
 
-The answer is ``{"started": <pid>}`` with the master as SCM_RIGHTS, or ``{"failed": "<why>", "code": "cannot_start" | "missing_directory"}``. Then:
+The answer is ``{"started": <pid>, "supervisor": <pid>}`` with the master as SCM_RIGHTS, or ``{"failed": "<why>", "code": "cannot_start" | "missing_directory"}``. Then:
 
 - ``{"do": "end", "grace": 5.0}``: SIGTERM to the program's groups, after ``grace`` seconds SIGKILL to all that is left;
 - ``{"do": "wait", "path": "...", "seconds": 60, "luggage": {...}}``: the worker leaves. The answer is ``{"waiting": true}``, and from then on it
-  listens on a socket of that name for another worker. That one is sent ``{"adopt": <luggage>, "started": <pid>}`` with the master, and all goes
+  listens on a socket of that name for another worker. That one is sent the first answer again, with ``"adopt": <luggage>``, and all goes
   on as if it had been there from the start. Nobody comes: as if the worker had died;
 - at the end ``{"ended": {"exit": 3}}`` or ``{"ended": {"signal": 11}}``: the program has ended, and so have all of its children. Then, and when it could not be
   started, the supervisor is ready for the next command: a new process for each would be half of what a short command costs.
@@ -293,7 +293,7 @@ class Supervisor:
                 reap()
                 continue
             self.pid, self.master = process.pid, process.fd
-            self.say({"started": self.pid}, self.master)
+            self.say(self.who(), self.master)
             while not self.over():
                 self.look()
             self.stop_listening()
@@ -309,6 +309,9 @@ class Supervisor:
         self.children = True
         self.asked = self.tidying = False
         self.kill_at = self.give_up_at = None
+
+    def who(self) -> dict[str, int]:
+        return {"started": self.pid, "supervisor": os.getpid()}
 
     def over(self) -> bool:
         """Whether there is nothing left to do: nothing runs, and somebody was told or nobody will ask."""
@@ -459,7 +462,7 @@ class Supervisor:
         self.stop_listening()
         self.give_up_at = None
         self.poller.register(self.link, select.POLLIN)
-        self.say({"adopt": self.luggage, "started": self.pid}, self.master)
+        self.say({"adopt": self.luggage, **self.who()}, self.master)
 
     def stop_listening(self) -> None:
         if self.listener is not None:

@@ -31,6 +31,8 @@ ANSWER_SECONDS = 30.0
 GOODBYE_SECONDS = 1.0
 #: Supervisors that are kept for the next commands.
 IDLE = 8
+#: A supervisor that has said nothing so long after SIGKILL was due hangs (somebody has stopped it): it is killed, and the keeper ends what it leaves.
+STUCK_SECONDS = 10.0
 _TIOCGPTN = 0x80045430
 
 
@@ -63,7 +65,8 @@ class Program:
         self._answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self.ended: asyncio.Future[tuple[int | None, int | None]] = self._loop.create_future()
         self.master = -1
-        self.pid = 0
+        self.pid = self._supervisor = 0
+        self._stuck: asyncio.TimerHandle | None = None
         self._loop.add_reader(link, self._hear)
 
     # ── What the supervisor says ──
@@ -137,13 +140,24 @@ class Program:
         if "failed" in said:
             self._free = True
             raise CannotStart(said["failed"], said["code"])
-        self.pid = said["started"]
+        self._began(said)
+
+    def _began(self, said: Mapping[str, Any]) -> None:
+        self.pid, self._supervisor = said["started"], said["supervisor"]
 
     # ── What can be done with it ──
 
     def end(self, grace: float) -> None:
         """SIGTERM to its process group; what is left after ``grace`` seconds gets SIGKILL. ``ended`` tells when it is over."""
         self.tell({"do": "end", "grace": grace})
+        if self._stuck is None:
+            self._stuck = self._loop.call_later(grace + STUCK_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.ended.done():
+            logger.error("the supervisor of process %d hangs; killing it", self.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._supervisor, signal.SIGKILL)
 
     async def leave(self, *, path: Path, seconds: float, luggage: Mapping[str, Any]) -> None:
         """Let the supervisor wait for another worker, which gets ``luggage``. Nobody reads the terminal from now on.
@@ -168,6 +182,8 @@ class Program:
 
     def close(self) -> None:
         """Leave: a program that still runs is ended by its supervisor. Idempotent."""
+        if self._stuck is not None:
+            self._stuck.cancel()
         if self._link.fileno() != -1:
             self._loop.remove_reader(self._link)
             if self._free and self._give_back is not None:
@@ -208,7 +224,7 @@ async def adopt(path: Path) -> tuple[Program, dict[str, Any]] | None:
     except SupervisorLost:
         program.close()
         return None
-    program.pid = said["started"]
+    program._began(said)
     return program, said["adopt"]
 
 

@@ -1,109 +1,16 @@
-"""Escape sequences in what a program writes (ECMA-48, xterm's ctlseqs): taken out, or listened to. Fed in pieces that may be cut anywhere."""
+"""Escape sequences in what a program writes (ECMA-48, xterm's ctlseqs): taken out (:func:`plain`), or listened to (:class:`Modes`)."""
 
 from __future__ import annotations
 
 import codecs
-import enum
 import re
-
-_ESCAPE = 0x1B
-#: A text inside of a sequence (a title, a link, a picture) that is longer than this was none, but bytes that looked like it.
-STRING_BYTES = 1 << 16
-
-_PARAMETERS = re.compile(rb"[\x20-\x3f]*")
-_INTERMEDIATES = re.compile(rb"[\x20-\x2f]*")
-#: What ends such a text: BEL, ESC (of ST), CAN, SUB.
-_STRING_END = re.compile(rb"[\x07\x1b\x18\x1a]")
-
-
-class _State(enum.Enum):
-    GROUND = enum.auto()
-    ESCAPE = enum.auto()
-    INTERMEDIATE = enum.auto()
-    CSI = enum.auto()
-    STRING = enum.auto()
-    STRING_ESCAPE = enum.auto()
-
-
-class Stripper:
-    """Takes escape sequences out. What is between them comes out unchanged: line ends, tabs, bytes of any kind."""
-
-    def __init__(self) -> None:
-        self._state = _State.GROUND
-        self._length = 0
-
-    def feed(self, data: bytes) -> bytes:
-        """The plain part of what has come."""
-        plain: list[bytes] = []
-        at, end = 0, len(data)
-        while at < end:
-            match self._state:
-                case _State.GROUND:
-                    start = data.find(_ESCAPE, at)
-                    plain.append(data[at : start if start >= 0 else end])
-                    if start < 0:
-                        break
-                    at, self._state = start + 1, _State.ESCAPE
-                case _State.ESCAPE:
-                    at = self._after_escape(data[at], at)
-                case _State.CSI | _State.INTERMEDIATE:
-                    pattern = _PARAMETERS if self._state is _State.CSI else _INTERMEDIATES
-                    found = pattern.match(data, at)
-                    assert found is not None
-                    at = found.end()
-                    if at < end:
-                        lowest = 0x40 if self._state is _State.CSI else 0x30
-                        # Anything but a last character breaks it off, and is not part of it.
-                        at += lowest <= data[at] <= 0x7E
-                        self._state = _State.GROUND
-                case _State.STRING:
-                    at = self._in_string(data, at)
-                case _State.STRING_ESCAPE:
-                    ended = data[at] == ord("\\")
-                    at += ended
-                    self._state = _State.GROUND if ended else _State.ESCAPE
-        return b"".join(plain)
-
-    def _after_escape(self, character: int, at: int) -> int:
-        if character == ord("["):
-            self._state = _State.CSI
-        elif character in b"]PX^_":
-            self._state, self._length = _State.STRING, 0
-        elif 0x20 <= character <= 0x2F:
-            self._state = _State.INTERMEDIATE
-        elif character == _ESCAPE:
-            return at + 1
-        else:
-            self._state = _State.GROUND
-            if not 0x30 <= character <= 0x7E:
-                # Not part of a sequence.
-                return at
-        return at + 1
-
-    def _in_string(self, data: bytes, at: int) -> int:
-        limit = at + STRING_BYTES - self._length
-        found = _STRING_END.search(data, at, min(limit, len(data)))
-        if found is None:
-            stop = min(limit, len(data))
-            self._length += stop - at
-            if stop == limit:
-                self._state = _State.GROUND
-            return stop
-        self._state = _State.STRING_ESCAPE if found[0] == b"\x1b" else _State.GROUND
-        return found.end()
-
-
-def strip(data: bytes) -> bytes:
-    """All of it at once."""
-    return Stripper().feed(data)
-
 
 _MODE = re.compile(rb"\x1b(?:\[\?([0-9;]{1,60})([hl])|(c))")
 _MODE_CUT = re.compile(rb"\x1b(?:\[(?:\?[0-9;]{0,60})?)?\Z")
 
 
 class Modes:
-    """What a program has asked its terminal for, as far as it changes what typing sends."""
+    """What a program has asked its terminal for, as far as it changes what typing sends. Fed in pieces that may be cut anywhere."""
 
     def __init__(self) -> None:
         #: DEC private mode 2004: a text that is pasted comes between marks.

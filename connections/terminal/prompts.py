@@ -14,6 +14,8 @@ from connections.terminal import ansi
 #: How much of the end of the output is looked at, in bytes.
 LOOK_BYTES = 8192
 TEXT_LENGTH = 500
+#: Of a line its end is enough: no terminal shows a question that is longer.
+LINE_LENGTH = 1000
 
 _YES_NO = re.compile(
     r"[\[(](?P<yes>y|yes)\s*[/|]\s*(?P<no>n|no)(?:\s*/\S*?)?[\])]\s*(?:\(default[^)]*\)\s*)?[?:>]*\s*\Z",
@@ -26,8 +28,6 @@ _CHOICE = re.compile(
 #: Lines under a menu that belong to it: hints, frames, nothing.
 _HINT_LINES = 4
 _CHOICE_LINES = 20
-#: A character that a backspace takes back, or a backspace with nothing before it.
-_RUBBED_OUT = re.compile("[^\x08]\x08|^\x08+")
 #: The cursor goes to another line, as programs do that draw the whole screen.
 _JUMP = re.compile(rb"\x1b\[[0-9;]*[HfdEF]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -35,14 +35,26 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 def screen_lines(output: bytes) -> list[str]:
     """The end of the output as lines of text: no escape sequences, and what a line was overwritten with (``\\r``) instead of what it was."""
-    text = ansi.strip(_JUMP.sub(b"\n", output)).decode(errors="replace").replace("\r\n", "\n")
+    text, _ = ansi.plain(_JUMP.sub(b"\n", output), final=True)
     lines = []
-    for line in text.split("\n"):
-        while (shorter := _RUBBED_OUT.sub("", line)) != line:
-            line = shorter
-        parts = [part for part in line.split("\r") if part]
-        lines.append(_CONTROL.sub("", parts[-1] if parts else "").rstrip(" "))
+    for line in text.replace("\r\n", "\n").split("\n"):
+        parts = [part for part in _rubbed_out(line).split("\r") if part]
+        # The patterns below take a time that grows with the square of the length, and they run in the event loop of the worker.
+        lines.append(_CONTROL.sub("", parts[-1] if parts else "").rstrip(" ")[-LINE_LENGTH:])
     return lines
+
+
+def _rubbed_out(line: str) -> str:
+    """What is left of a line in which backspaces take back the character before them."""
+    if "\x08" not in line:
+        return line
+    left: list[str] = []
+    for character in line:
+        if character != "\x08":
+            left.append(character)
+        elif left:
+            left.pop()
+    return "".join(left)
 
 
 def recognise(output: bytes, *, secret: bool = False) -> dict[str, Any]:

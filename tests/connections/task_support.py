@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from connections import outputs, tasks
+from connections import outputs, task_inputs, tasks
 from connections.models import Task
 from connections.tasks import Hold
 
@@ -48,3 +49,11 @@ def write(hold: Hold, data: bytes) -> outputs.Size:
 
 def end(hold: Hold, **how: Any) -> Task:
     return tasks.settle(hold=hold, now=timezone.now(), **how)
+
+
+def take_input(*, hold: Hold, now: dt.datetime) -> task_inputs.Input | None:
+    """What waits longest, read and erased, as our own workers take it."""
+    found = task_inputs.next_input(hold=hold)
+    if found is not None:
+        task_inputs.inputs_taken(hold=hold, through=found.number, now=now)
+    return found

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connections.terminal.ansi import LONGEST_TEXT, Stripper, plain
+from connections.terminal.ansi import LONGEST_TEXT, plain
 
 #: What programs write, whole and in ruins.
 PARTS = [
@@ -40,12 +40,6 @@ def test_the_text_is_the_same_however_the_bytes_were_cut(data: bytes, cuts: list
     more, _ = plain(data[start:], final=True)
     assert text + more == whole
     assert "\x1b" not in whole
-
-
-@given(WRITTEN, CUTS)
-def test_a_stripper_gives_the_same_bytes_however_they_were_cut(data: bytes, cuts: list[int]) -> None:
-    at_once, piecewise = Stripper(), Stripper()
-    assert b"".join(piecewise.feed(piece) for piece in pieces(data, cuts)) == at_once.feed(data)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from django.utils import timezone
 from connections import commands, outputs, task_inputs, tasks, transitions
 from connections.access import of_user
 from connections.models import Task
-from connections.runners import command, waiting
+from connections.runners import command, terminal, waiting
 from connections.states import TaskStatus
 from connections.worker import Worker
 from events.models import Event
@@ -104,6 +104,48 @@ def test_while_the_database_is_away_nothing_is_lost_and_nothing_is_there_twice(
     assert (row.status, row.exit_code) == (TaskStatus.COMPLETED, 0)
     assert outputs.read(row.pk, 0) == b"1\r\n2\r\n3\r\n"
     assert calls[0] > 4
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "done, and the answer lost"])
+def test_a_line_is_typed_once_also_when_the_answer_to_taking_it_got_lost(
+    owner: User, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    monkeypatch.setattr("connections.runners.database.AGAIN_SECONDS", 0.05)
+    calls = flaky(monkeypatch, task_inputs, "inputs_taken", 2, after=after)
+    row = queued(owner, "sh", "-c", "stty -echo; for n in 1 2 3; do read x; echo $n:$x; done")
+    for text in ("one", "two", "three"):
+        task_inputs.add_input(task_id=row.pk, content=text, message_id=text, actor="test", now=timezone.now())
+
+    async def scenario() -> None:
+        async with at_work():
+            await until_db(ended(row), 30)
+
+    asyncio.run(scenario())
+    assert outputs.read(row.pk, 0).split()[-3:] == [b"1:one", b"2:two", b"3:three"]
+    assert calls[0] == 5
+    assert not row.inputs.filter(taken_at=None).exists()
+    assert not row.inputs.exclude(sealed=None).exists()
+
+
+def test_a_command_that_stopped_its_supervisor_is_killed_all_the_same(
+    owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "STUCK_SECONDS", 0.2)
+    row = queued(owner, "sh", "-c", "read go; kill -STOP $PPID; echo stopped; exec sleep 60")
+    # Typed when it has been told that it runs.
+    task_inputs.add_input(task_id=row.pk, content="go", message_id="go", actor="test", now=timezone.now())
+    principal = of_user(owner)
+
+    async def scenario() -> None:
+        async with at_work():
+            await until_db(lambda: b"stopped" in outputs.read(row.pk, 0), 30)
+            await in_db(transitions.kill_task, task_id=row.pk, actor=principal, reason="", now=timezone.now())
+            await until_db(ended(row), 30)
+
+    asyncio.run(scenario())
+    row.refresh_from_db()
+    assert row.status == TaskStatus.KILLED
+    assert told(row) == ["running", "killed"]
 
 
 def test_an_end_whose_answer_got_lost_is_told_once(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:

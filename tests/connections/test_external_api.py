@@ -11,13 +11,13 @@ from django.contrib.auth.models import Group, User
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import outputs, reconciler, registry, tasks, transitions
+from connections import outputs, payloads, reconciler, registry, tasks, transitions
 from connections.access import of_user
 from connections.models import Task
 from connections.states import TaskStatus
 from tests.connections.api_support import error_of, post
 from tests.connections.flow_support import cursor, events
-from tests.connections.task_support import new_task
+from tests.connections.task_support import KIND, new_task
 
 pytestmark = pytest.mark.django_db
 NAME = {"worker": "w1"}
@@ -265,6 +265,37 @@ def test_what_is_given_back_is_taken_again_under_another_attempt(api: APIClient,
     post(api, f"/api/tasks/{work.id}/kill")
     assert again.say("release").status_code == 204
     assert work.shown["status"] == "killed"
+
+
+def test_C19_a_program_that_goes_on_after_a_kill_loses_its_task_all_the_same(
+    api: APIClient, owner: User
+) -> None:
+    task = new_task(owner)
+    work = Work(api, lease_seconds=3600)
+    post(api, f"/api/tasks/{work.id}/kill", {"reason": "enough"})
+    task.refresh_from_db()
+    assert task.kill_requested_at is not None
+    end = task.kill_requested_at + tasks.KILL_PATIENCE
+    assert task.lease_expires_at == end
+    shown = work.say("heartbeat", lease_seconds=3600).json()
+    assert (shown["kill_requested"], shown["lease_expires_at"]) == (True, payloads.timestamp(end))
+    assert not reconciler.rescue_tasks(end - dt.timedelta(seconds=1))
+    assert reconciler.rescue_tasks(end) == 1
+    assert (work.shown["status"], work.shown["kill_reason"]) == ("killed", "enough")
+    error_of(work.say("heartbeat"), 409, "lease_lost")
+
+
+def test_what_is_handed_around_for_ever_has_failed(
+    api: APIClient, owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "GIVEN_BACK", 3)
+    new_task(owner)
+    for attempt in (1, 2, 3):
+        work = Work(api)
+        assert work.hold["attempt"] == attempt
+        assert work.say("release").status_code == 204
+    assert (work.shown["status"], work.shown["error_code"]) == ("failed", "given_back")
+    assert post(api, "/api/work/claim", {"kinds": [KIND], "worker": "w"}).status_code == 204
 
 
 def test_a_program_that_died_loses_its_task_to_the_next_and_after_some_it_has_failed(

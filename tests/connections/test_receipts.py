@@ -24,7 +24,7 @@ from django.test import Client as Browser
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import access, consumers, task_inputs, tasks, transitions
+from connections import access, consumers, tasks, transitions
 from connections.models import (
     ApiKey,
     IdempotentAnswer,
@@ -38,6 +38,7 @@ from connections.states import FlowStatus, TaskKind
 from connections.tasks import Hold
 from events.models import Client, Event
 from tests.connections.api_support import error_of, new_connection, post, waiting
+from tests.connections.task_support import take_input
 from tests.connections.test_task_input import text_of
 
 pytestmark = pytest.mark.django_db
@@ -314,10 +315,10 @@ def test_B44_also_from_another_connection_id_and_after_it_was_delivered(
     first = post(api, path_of(task), {"text": "y"}, HTTP_X_CONNECTION_ID=cids[0], **headers)
     hold = tasks.claim(worker="w", kinds=[TaskKind.COMMAND], now=timezone.now())
     assert hold is not None
-    assert text_of(task_inputs.take_input(hold=hold, now=timezone.now())) == "y"
+    assert text_of(take_input(hold=hold, now=timezone.now())) == "y"
     again = post(api, path_of(task), {"text": "y"}, HTTP_X_CONNECTION_ID=cids[1], **headers)
     assert (again.status_code, again.json()) == (202, first.json())
-    assert task_inputs.take_input(hold=hold, now=timezone.now()) is None
+    assert take_input(hold=hold, now=timezone.now()) is None
 
 
 def test_B44_a_page_and_a_key_of_one_person_do_not_send_one_message_twice(
@@ -432,7 +433,7 @@ def test_B66_twenty_messages_at_once_all_get_a_place_of_their_own(
     assert sorted(TaskInput.objects.values_list("number", flat=True)) == list(range(1, 21))
     hold = tasks.claim(worker="w", kinds=[TaskKind.COMMAND], now=timezone.now())
     assert hold is not None
-    delivered = [text_of(task_inputs.take_input(hold=hold, now=timezone.now())) for _ in range(20)]
+    delivered = [text_of(take_input(hold=hold, now=timezone.now())) for _ in range(20)]
     by_number = TaskInput.objects.order_by("number").values_list("message_id", flat=True)
     assert [f"m-{text}" for text in delivered] == list(by_number)
 

@@ -17,13 +17,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import hooks, task_inputs, tasks, vault
+from connections import hooks, inputs, tasks, vault
 from connections.models import HookDelivery, IdempotentAnswer, Task, TaskInput, TaskOutput
 from connections.states import TaskKind, TaskStatus
 from events.models import Event
 from tests.connections.api_support import error_of, new_connection, post, waiting
 from tests.connections.flow_support import cursor, events
-from tests.connections.task_support import HOOK_SECRET, KIND, end, held, hold_of, new_task, write
+from tests.connections.task_support import HOOK_SECRET, KIND, end, held, hold_of, new_task, take_input, write
 
 pytestmark = pytest.mark.django_db
 COMMAND = {"kind": "command", "argv": ["echo", "$(id)", 'a "b"\n']}
@@ -119,6 +119,18 @@ def test_C60_only_who_may_run_commands_makes_one(
     shown = created(api, {"kind": "command", "template": "greet", "argv": ["you"], "timeout_seconds": 60})
     assert (shown["argv"], shown["template"], shown["title"]) == (["echo", "hello", "you"], "greet", "Greet")
     assert shown["timeout_seconds"] == 5
+
+
+def test_all_arguments_together_are_of_bounded_size(api: APIClient) -> None:
+    """They stand in every answer and every event of the task."""
+    half = "x" * (inputs.MAX_ARGUMENT_SUM // 2 - 2)
+    created(api, {"kind": "command", "argv": ["echo", half, half]})
+    refused = error_of(
+        post(api, "/api/tasks", {"kind": "command", "argv": ["echo", half, half, "x"]}),
+        400,
+        "invalid_request",
+    )
+    assert "Together" in refused["message"]
 
 
 def test_the_same_request_again_is_the_same_task_and_another_is_refused(api: APIClient) -> None:
@@ -295,7 +307,7 @@ def test_C45_C47_C48_text_keys_and_sizes_are_taken_in_the_order_of_acceptance(
         {"text": "y"},
     ):
         assert post(api, path, body).status_code == 202, body
-    taken = [task_inputs.take_input(hold=hold, now=timezone.now()) for _ in range(4)]
+    taken = [take_input(hold=hold, now=timezone.now()) for _ in range(4)]
     assert [
         (each.kind, each.text, each.submit, each.keys, each.rows, each.cols) for each in taken if each
     ] == [
@@ -321,11 +333,11 @@ def test_C47_what_is_typed_without_enter_changes_no_status_and_an_answer_does(
     assert tasks.await_input(hold=hold, prompt=prompt, now=timezone.now())
     path = f"/api/tasks/{hold.task_id}"
     post(api, f"{path}/input", {"text": "half", "submit": False})
-    task_inputs.take_input(hold=hold, now=timezone.now())
+    take_input(hold=hold, now=timezone.now())
     assert api.get(path).json()["status"] == "waiting_for_input"
     post(api, f"{path}/input", {"text": "y"})
     before = cursor()
-    task_inputs.take_input(hold=hold, now=timezone.now())
+    take_input(hold=hold, now=timezone.now())
     shown = api.get(path).json()
     assert (shown["status"], shown["prompt"]) == ("running", None)
     assert [event.data["status"] for event in events(before) if event.name == "task.status"] == ["running"]
@@ -350,7 +362,7 @@ def test_C49_a_million_bytes_of_anything_arrive_as_they_were_sent(api: APIClient
     text = "'\"$(rm -rf /)`id`\n\r\x1b[200~\x03\x04é🙂;&&|\\" * 26_000
     text = text.encode()[: 1 << 20].decode(errors="ignore")
     assert post(api, f"/api/tasks/{hold.task_id}/input", {"text": text}).status_code == 202
-    taken = task_inputs.take_input(hold=hold, now=timezone.now())
+    taken = take_input(hold=hold, now=timezone.now())
     assert taken is not None
     assert taken.text == text
 

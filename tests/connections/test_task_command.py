@@ -19,7 +19,7 @@ from connections.management.commands import task as command
 from connections.models import HookDelivery, Task, TaskInput
 from connections.tasks import Hold
 from events.models import Event
-from tests.connections.task_support import HOOK_SECRET, end, held, hold_of, new_task, write
+from tests.connections.task_support import HOOK_SECRET, end, held, hold_of, new_task, take_input, write
 
 pytestmark = pytest.mark.django_db
 
@@ -198,6 +198,27 @@ def test_what_somebody_else_killed_is_said(steps: Callable[..., None], capsysbin
         run("run", "--", "prog")
 
 
+def test_what_others_have_written_does_not_reach_the_terminal_as_commands(
+    steps: Callable[..., None], capsysbinary: Any, owner: User
+) -> None:
+    steps(lambda: call_command("task", "kill", Task.objects.get().pk, "--reason", "\x1b]0;evil\x07\x9b2J"))
+    with pytest.raises(CommandError) as said:
+        run("run", "--", "prog")
+    assert str(said.value) == "The command was killed by command task: ?]0;evil??2J."
+    end(hold_of(new_task(owner)), error_code="failed", error="\x1b[31mred")
+    run("list")
+    for row in Task.objects.all():
+        run("show", row.pk)
+    assert not {0x1B, 0x07} & set(capsysbinary.readouterr().out)
+
+
+def test_a_list_has_no_more_than_there_is_however_much_is_asked_for(capsysbinary: Any, owner: User) -> None:
+    task = new_task(owner)
+    for limit in ("-5", "99999999999999999999"):
+        run("list", "--limit", limit, "--json")
+        assert [row["id"] for row in json.loads(capsysbinary.readouterr().out)] == [task.pk]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -273,7 +294,7 @@ def test_a_task_is_shown_with_what_it_asks_and_what_was_sent(capsysbinary: Any, 
 
 
 def taken(hold: Hold) -> task_inputs.Input:
-    found = task_inputs.take_input(hold=hold, now=timezone.now())
+    found = take_input(hold=hold, now=timezone.now())
     assert found is not None
     return found
 

@@ -24,6 +24,7 @@ from events import log
 from events.models import Event
 from tests.connections.api_support import error_of, post
 from tests.connections.flow_support import T0, Story, after, cursor, events, locked
+from tests.connections.task_support import take_input
 
 pytestmark = pytest.mark.django_db
 SECRET = "unmistakable-passw0rd"
@@ -68,7 +69,7 @@ def test_B66_lines_are_delivered_in_the_order_of_acceptance_whatever_the_task_do
     with transaction.atomic():
         tasks.wait_for_input(locked(task), actor="w", now=T0)
     send(task, "while it waits")
-    assert [text_of(task_inputs.take_input(hold=hold, now=after(n))) for n in range(4)] == [
+    assert [text_of(take_input(hold=hold, now=after(n))) for n in range(4)] == [
         "while it is queued",
         "while it runs",
         "while it waits",
@@ -82,7 +83,7 @@ def test_a_line_is_told_as_a_count_and_its_text_is_in_no_event(owner: User) -> N
     before = cursor()
     send(task, SECRET, actor="op2")
     hold = taken(task)
-    assert text_of(task_inputs.take_input(hold=hold, now=T0)) == SECRET
+    assert text_of(take_input(hold=hold, now=T0)) == SECRET
     told = [event for event in events(before) if event.name == "task.updated"]
     assert [(event.actor, event.data["inputs_waiting"]) for event in told] == [("op2", 1), ("w", 0)]
     assert told[0].data["version"] < told[1].data["version"]
@@ -95,7 +96,7 @@ def test_A48_a_line_is_encrypted_while_it_waits_and_erased_when_it_is_taken(owne
     assert SECRET.encode() not in bytes(line.sealed)
     assert vault.unseal(line.sealed) == SECRET
     assert SECRET not in repr(TaskInput.objects.values().get())
-    task_inputs.take_input(hold=taken(task), now=after(3))
+    take_input(hold=taken(task), now=after(3))
     line.refresh_from_db()
     assert (line.sealed, line.taken_at, line.state) == (None, after(3), "delivered")
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -131,13 +132,13 @@ def test_lines_outlive_the_worker_that_did_not_take_them(owner: User) -> None:
     hold = tasks.claim(worker="w", kinds=["build"], now=T0)
     assert hold is not None
     send(task, "second")
-    assert text_of(task_inputs.take_input(hold=hold, now=T0)) == "first"
+    assert text_of(take_input(hold=hold, now=T0)) == "first"
     assert transitions.rescue(task_id=task.id, now=after(3600))
     with pytest.raises(tasks.LeaseLost):
-        task_inputs.take_input(hold=hold, now=T0)
+        take_input(hold=hold, now=T0)
     again = tasks.claim(worker="w2", kinds=["build"], now=after(3600))
     assert again is not None
-    assert text_of(task_inputs.take_input(hold=again, now=after(3600))) == "second"
+    assert text_of(take_input(hold=again, now=after(3600))) == "second"
 
 
 def test_the_same_message_is_the_same_line_and_another_text_is_refused(owner: User) -> None:
@@ -147,7 +148,7 @@ def test_the_same_message_is_the_same_line_and_another_text_is_refused(owner: Us
     assert send(task, SECRET, "m1", actor="somebody else").pk == first.pk
     with pytest.raises(task_inputs.MessageConflict):
         send(task, "other words", "m1")
-    task_inputs.take_input(hold=taken(task), now=T0)
+    take_input(hold=taken(task), now=T0)
     end(task)
     # Also when it was delivered long ago, and the task is over.
     assert send(task, SECRET, "m1").pk == first.pk
@@ -179,7 +180,7 @@ def test_B72_a_full_queue_takes_nothing_of_a_line(owner: User, monkeypatch: pyte
         send(task, "one too many")
     task.refresh_from_db()
     assert (TaskInput.objects.count(), task.inputs_waiting, events(before)) == (3, 3, [])
-    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "0"
+    assert text_of(take_input(hold=taken(task), now=T0)) == "0"
     assert send(task, "room again").number == 4
 
 
@@ -190,7 +191,7 @@ def test_B72_the_bytes_that_wait_are_bounded_too(owner: User, monkeypatch: pytes
     with pytest.raises(task_inputs.InputQueueFull):
         send(task, "abc")
     assert send(task, "ab").byte_count == 2
-    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "ü" * 4
+    assert text_of(take_input(hold=taken(task), now=T0)) == "ü" * 4
     assert send(task, "abcdefgh").number == 3
 
 
@@ -253,7 +254,7 @@ def test_the_message_id_may_stand_in_the_body_but_not_differ_from_the_header(
 def test_any_text_arrives_as_it_was_written(api: APIClient, owner: User, text: str) -> None:
     task = command(owner)
     assert post(api, path_of(task), {"text": text}).status_code == 202
-    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == text
+    assert text_of(take_input(hold=taken(task), now=T0)) == text
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_B72_a_full_queue_is_429_with_the_reason_and_the_same_message_is_accepte
         answer = post(api, path_of(task), {"text": "2"}, HTTP_IDEMPOTENCY_KEY="m-2")
         assert "1 lines wait" in error_of(answer, 429, "queue_full")["message"]
         assert int(answer["Retry-After"]) >= 1
-    task_inputs.take_input(hold=taken(task), now=T0)
+    take_input(hold=taken(task), now=T0)
     assert post(api, path_of(task), {"text": "2"}, HTTP_IDEMPOTENCY_KEY="m-2").status_code == 202
     assert TaskInput.objects.count() == 2
 
@@ -341,7 +342,7 @@ def test_a_task_is_shown_with_its_lines_and_never_their_texts(api: APIClient, ow
     task = command(owner)
     send(task, SECRET, "m-1")
     send(task, "second", "m-2")
-    task_inputs.take_input(hold=taken(task), now=after(2))
+    take_input(hold=taken(task), now=after(2))
     answer = api.get(f"/api/tasks/{task.id}")
     shown = answer.json()
     assert (shown["status"], shown["kind"], shown["inputs_waiting"]) == ("running", "command", 1)
@@ -396,7 +397,7 @@ def web(owner: User) -> Client:
 def test_the_page_of_a_task_shows_its_state_its_lines_and_its_form(web: Client, owner: User) -> None:
     task = command(owner)
     send(task, SECRET, actor="op2")
-    task_inputs.take_input(hold=taken(task), now=T0)
+    take_input(hold=taken(task), now=T0)
     send(task, "abc", actor="op3")
     page = web.get(f"/tasks/{task.id}").content.decode()
     assert "refactor" in page
@@ -471,7 +472,7 @@ def test_without_script_the_form_is_a_plain_post_that_arrives_once(owner: User) 
     api = APIClient()
     api.force_login(owner)
     post(api, path_of(task), {"text": "one\ntwo"}, HTTP_IDEMPOTENCY_KEY=fields["message_id"])
-    assert text_of(task_inputs.take_input(hold=taken(task), now=T0)) == "one\ntwo"
+    assert text_of(take_input(hold=taken(task), now=T0)) == "one\ntwo"
     assert TaskInput.objects.count() == 1
     assert strict.get(f"/tasks/{task.id}").content.decode().count(fields["message_id"]) == 0, "a new page"
 

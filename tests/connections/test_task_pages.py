@@ -19,6 +19,7 @@ from connections.models import HookDelivery, Task, TaskInput
 from connections.states import InputKind, TaskStatus
 from events import log
 from events.models import Event
+from tests.connections.task_support import take_input
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -180,7 +181,7 @@ def test_the_same_form_twice_is_one_task_and_after_a_refusal_it_is_another_messa
         ({"labels": "no/good!"}, "A label has"),
         ({"timeout_minutes": "0"}, "greater than or equal to 1"),
         ({"hook_url": "ftp://x.example"}, "absolute http or https URL"),
-        ({"hook_url": "https://x.example/", "hook_secret": "short"}, "24 to 64 bytes in base64"),
+        ({"hook_url": "https://x.example/", "hook_secret": "short"}, "base64 of 24 to 64 bytes"),
         ({"hook_url": "https://x.example/", "hook_secret": ""}, "A hook needs a secret"),
     ],
 )
@@ -324,7 +325,7 @@ def test_the_timeline_tells_who_did_what_and_nothing_of_what_was_typed(web: Clie
             actor="op2",
             now=now(),
         )
-        task_inputs.take_input(hold=hold, now=now())
+        take_input(hold=hold, now=now())
     transitions.kill_task(task_id=task.id, actor=of_user(owner), reason="wrong branch", now=now())
     tasks.settle(hold=hold, signal="SIGTERM", now=now())
     page = web.get(f"/tasks/{task.id}").content.decode()
@@ -391,7 +392,7 @@ def test_without_script_each_form_types_what_it_says(
     assert web.post(f"/tasks/{task.id}/input", fields).status_code == 302
     line = TaskInput.objects.get()
     assert (line.kind, line.submit) == (kind, submit)
-    taken = task_inputs.take_input(hold=run(task), now=now())
+    taken = take_input(hold=run(task), now=now())
     assert taken is not None
     assert (list(taken.keys) if kind == "keys" else taken.text) == content
 
@@ -441,6 +442,20 @@ def test_parts_and_their_whole_lead_to_each_other(web: Client, owner: User) -> N
     part = make(owner, title="part", parent_id=whole.id)
     assert f'<a href="/tasks/{part.id}">part</a>' in web.get(f"/tasks/{whole.id}").content.decode()
     assert f'<a href="/tasks/{whole.id}">whole</a>' in web.get(f"/tasks/{part.id}").content.decode()
+
+
+def test_C60_the_titles_of_other_owners_are_not_told_by_parts_and_wholes(
+    web: Client, owner: User, stranger: User
+) -> None:
+    """Somebody in two teams may hang a task of theirs below one of the other team: the names of both stay with those who see them."""
+    whole = make(owner, title="what the one team does")
+    part = make(stranger, title="what the other team does", parent_id=whole.id)
+    assert part.title not in web.get(f"/tasks/{whole.id}").content.decode()
+    other = Client()
+    other.force_login(stranger)
+    shown = other.get(f"/tasks/{part.id}").content.decode()
+    assert whole.title not in shown
+    assert f'<a href="/tasks/{whole.id}">{whole.id}</a>' in shown
 
 
 def test_deleting_asks_first_waits_for_the_end_and_reaches_other_pages(web: Client, owner: User) -> None:

@@ -217,7 +217,7 @@ class Command(_shared.SwitchboardCommand):
         except ApiError as error:
             raise CommandError(error.message) from error
         rows = task_api.found(task_api.rows(), query).select_related("owner", "hook_delivery")
-        rows = list(rows.order_by("-created_at", "-pk")[: max(1, options["limit"])])
+        rows = list(rows.order_by("-created_at", "-pk")[: min(max(1, options["limit"]), inputs.MAX_OFFSET)])
         if options["json"]:
             self.print_json([payloads.task(row) for row in rows])
             return
@@ -246,12 +246,12 @@ class Command(_shared.SwitchboardCommand):
                 self.stdout.write(f"{'':<18} {_shared.printable(reply['label'])}")
         if shown["hook"] is not None:
             self.stdout.write(
-                f"{'hook':<18} {shown['hook']['url']} ({shown['hook']['state'] or 'when it ends'})"
+                f"{'hook':<18} {_shared.printable(shown['hook']['url'])} ({shown['hook']['state'] or 'when it ends'})"
             )
         for line in shown["inputs"]:
             what = f"{line['kind']}, {line['byte_count']} bytes" if line["byte_count"] else line["kind"]
             self.stdout.write(
-                f"{'input ' + str(line['number']):<18} {line['status']} ({what}, {line['submitted_by']})"
+                f"{'input ' + str(line['number']):<18} {line['status']} ({what}, {_shared.printable(line['submitted_by'])})"
             )
 
     # ── input, kill, redeliver ──
@@ -408,14 +408,12 @@ def _report(row: Task, *, interrupted: bool) -> None:
         if interrupted:
             sys.exit(INTERRUPTED)
         why = f": {row.kill_reason}" if row.kill_reason else ""
-        raise CommandError(
-            f"The command was killed by {row.kill_requested_by}{why}.", returncode=_code(row) or 1
-        )
+        said = _shared.printable(f"The command was killed by {row.kill_requested_by}{why}.")
+        raise CommandError(said, returncode=_code(row) or 1)
     code = _code(row)
-    if code is None and row.status == TaskStatus.FAILED:
-        raise CommandError(row.error or row.error_code or "It failed.")
-    if row.status == TaskStatus.FAILED and row.error_code not in ("exit_code", "signal"):
-        raise CommandError(row.error or row.error_code, returncode=code or 1)
+    if row.status == TaskStatus.FAILED and (code is None or row.error_code not in ("exit_code", "signal")):
+        said = _shared.printable(row.error or row.error_code or "It failed.")
+        raise CommandError(said, returncode=code or 1)
     if code:
         sys.exit(code)
 

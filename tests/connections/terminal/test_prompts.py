@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connections.terminal.prompts import LOOK_BYTES, TEXT_LENGTH, recognise, screen_lines
+from connections.terminal.prompts import LINE_LENGTH, LOOK_BYTES, TEXT_LENGTH, recognise, screen_lines
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,22 @@ def test_a_password_is_told_by_its_label_alone() -> None:
 def test_lines_are_what_is_seen_of_them() -> None:
     assert screen_lines(b"10%\r50%\r100%\r\nabc\b\bX\r\n\x1b[2Kdone\x07") == ["100%", "aX", "done"]
     assert screen_lines(b"top\x1b[24;1Hbottom") == ["top", "bottom"]
+
+
+def test_backspaces_take_back_what_is_before_them_however_many_there_are() -> None:
+    assert screen_lines(b"\b\babc\b\b\b\b\bxy\bz") == ["xz"]
+    # A pass over the line for each of them would take seconds, in the event loop of the worker.
+    assert screen_lines(b"a" * 4000 + b"\b" * 3999) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[y/n]" + b" " * LOOK_BYTES + b"x", b" " * LOOK_BYTES + b"x", b"> 1. x" + b" " * LOOK_BYTES + b"x"],
+)
+def test_of_a_line_that_never_ends_no_more_than_its_end_is_looked_at(line: bytes) -> None:
+    assert [len(each) for each in screen_lines(line)] == [LINE_LENGTH]
+    assert recognise(line)["kind"] == "text"
+    assert recognise(b"\x1b[2m" + b"." * LOOK_BYTES + b"Go on? [y/n] ")["kind"] == "yes_no"
 
 
 @given(st.binary(max_size=400), st.booleans())
