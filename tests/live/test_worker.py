@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -130,9 +131,10 @@ def test_a_login_that_is_canceled_leaves_nothing_behind_in_the_worker(
         assert task_of(client, connection) == ("killed", 1)
 
 
-def test_C27_two_workers_never_do_one_task_twice(client: Program, own_running: Running) -> None:
-    own_running.start("worker2")
-    with Site(scenario="simple") as site:
+def test_C27_two_workers_never_do_one_task_twice(tmp_path: Path) -> None:
+    # With the lease of every day: one of 3 s that a busy machine lets run out is taken over, and rightly so.
+    with run_switchboard(tmp_path) as running, Site(scenario="simple") as site, program(running) as client:
+        running.start("worker2")
         connections = [client.connect(site.domain, f"many {number}") for number in range(20)]
         for connection in connections:
             client.login(connection)
@@ -142,9 +144,9 @@ def test_C27_two_workers_never_do_one_task_twice(client: Program, own_running: R
         for connection in connections:
             client.wait(connection, status="SUCCESS")
         assert len(site.seen("POST", "/simple/login")) == 20
-    assert client.rows("SELECT DISTINCT status, attempts FROM connections_task") == [("completed", 1)]
-    claims = client.rows(
-        "SELECT object_id, count(*) FROM events_event WHERE name = 'task.status' "
-        "AND json_extract(data, '$.previous_status') = 'queued' GROUP BY object_id"
-    )
-    assert [count for _, count in claims] == [1] * 20
+        assert client.rows("SELECT DISTINCT status, attempts FROM connections_task") == [("completed", 1)]
+        claims = client.rows(
+            "SELECT object_id, count(*) FROM events_event WHERE name = 'task.status' "
+            "AND json_extract(data, '$.previous_status') = 'queued' GROUP BY object_id"
+        )
+        assert [count for _, count in claims] == [1] * 20
