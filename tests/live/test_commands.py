@@ -545,8 +545,12 @@ def test_nothing_of_a_hundred_commands_is_left_in_the_worker(own: Commands) -> N
         own.wait(task, "running")
         own.kill(task)
         own.wait(task, "killed")
-    until(lambda: set(children(worker).values()) == {"S"}, 20, "a zombie is left")
-    assert len(children(worker)) <= 1 + IDLE
+
+    def tidy() -> bool:
+        below = children(worker)
+        return len(below) <= 1 + IDLE and set(below.values()) == {"S"}
+
+    until(tidy, 60, "a zombie is left, or a supervisor that nobody needs")
     # A few are opened when they are first needed (files of the database); one for each command would be ninety.
     until(lambda: all(now <= then + 9 for now, then in zip(descriptors(), before, strict=True)), 20)
 
