@@ -18,7 +18,7 @@ from django.db.models import Count, F
 from django.db.models.functions import Coalesce
 
 from connections import hooks, telling, vault
-from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task
+from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task, TaskInput
 from connections.states import (
     TASK_ARROWS,
     TASK_END,
@@ -101,6 +101,17 @@ class Hold:
     kind: str
     flow_id: str | None
     connection_id: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class End:
+    """How a held task ended, as its holder saw it: see :func:`settle`."""
+
+    hold: Hold
+    exit_code: int | None = None
+    signal: str = ""
+    error_code: str = ""
+    error: str = ""
 
 
 def lease_end(now: dt.datetime) -> dt.datetime:
@@ -304,7 +315,8 @@ def _begin(rows: Sequence[Task], *, worker: str, until: dt.datetime, now: dt.dat
         updated_at=now,
         version=F("version") + 1,
     )
-    telling.task_statuses(rows, previous=TaskStatus.QUEUED, at=now, actor=worker)
+    moved = [telling.Move(row=row, previous=TaskStatus.QUEUED, actor=worker) for row in rows]
+    telling.task_statuses(moved, at=now)
 
 
 def adopt(*, task_id: str, holder: str, attempt: int, worker: str, now: dt.datetime) -> Task:
@@ -469,17 +481,39 @@ def settle(
 
     :raises LeaseLost: when the hold is not the present one.
     """
+    end = End(hold=hold, exit_code=exit_code, signal=signal, error_code=error_code, error=error)
+    settled = settle_several([end], now=now)
+    if not settled:
+        raise LeaseLost(hold.task_id)
+    return settled[0]
+
+
+def settle_several(ends: Sequence[End], *, now: dt.datetime) -> list[Task]:
+    """As :func:`settle`, for several in one transaction. The rows; one whose hold is not the present one is missing, and nothing of it was done."""
     with transaction.atomic():
-        row = lock_held(hold)
-        row.signal = signal[:16]
-        if row.kill_requested_at is not None:
-            status, error_code, error = TaskStatus.KILLED, "", ""
-        else:
-            status = TaskStatus.FAILED if error_code else TaskStatus.COMPLETED
-        finish(
-            row, status, actor=hold.worker, now=now, error_code=error_code, error=error, exit_code=exit_code
+        held = Task.objects.select_for_update().filter(
+            pk__in=[end.hold.task_id for end in ends], status__in=TASK_HELD
         )
-        return row
+        rows = {(row.pk, row.leased_by, row.attempts): row for row in held.order_by("pk")}
+        alike: dict[Any, list[Task]] = {}
+        for end in ends:
+            row = rows.get((end.hold.task_id, end.hold.worker, end.hold.attempt))
+            if row is None:
+                continue
+            row.signal = end.signal[:16]
+            if row.kill_requested_at is not None:
+                way = (TaskStatus.KILLED, end.hold.worker, row.signal, "", "", end.exit_code)
+            else:
+                status = TaskStatus.FAILED if end.error_code else TaskStatus.COMPLETED
+                way = (status, end.hold.worker, row.signal, end.error_code, end.error, end.exit_code)
+            alike.setdefault(way, []).append(row)
+        moved: list[telling.Move] = []
+        for (status, worker, _, error_code, error, exit_code), same in alike.items():
+            moved += _end(
+                same, status, actor=worker, now=now, error_code=error_code, error=error, exit_code=exit_code
+            )
+        telling.task_statuses(moved, at=now)
+        return [move.row for move in moved]
 
 
 def interrupt(row: Task, *, actor: str, now: dt.datetime) -> None:
@@ -506,19 +540,63 @@ def finish(
     handled: bool = True,
 ) -> None:
     """To one of the ends. ``row`` is locked by the caller. ``handled``: whoever handles it is released; nothing may have been told yet."""
-    row.prompt = None
-    row.error_code = error_code[:40]
-    row.error = error[:500]
-    row.exit_code = exit_code
-    row.finished_at = now
-    if row.inputs_waiting:
+    moved = _end(
+        [row],
+        status,
+        actor=actor,
+        now=now,
+        error_code=error_code,
+        error=error,
+        exit_code=exit_code,
+        handled=handled,
+    )
+    telling.task_statuses(moved, at=now)
+
+
+def _end(
+    rows: Sequence[Task],
+    status: TaskStatus,
+    *,
+    actor: str,
+    now: dt.datetime,
+    error_code: str,
+    error: str,
+    exit_code: int | None,
+    handled: bool = True,
+) -> list[telling.Move]:
+    """:func:`finish`, for several that end alike (``signal`` included), in as many statements as for one; what is to be told of it."""
+    moved = []
+    for row in rows:
+        previous = TaskStatus(row.status)
+        if status not in TASK_ARROWS[previous]:
+            raise InvalidTransition(previous, status)
+        moved.append(telling.Move(row=row, previous=previous, actor=actor))
+    if any(row.inputs_waiting for row in rows):
         # Nobody will ever read them.
-        row.inputs.exclude(sealed=None).update(sealed=None)
-        row.inputs_waiting = 0
-    if handled and takes_input(row.kind):
-        clients.finish(topic_of("task", row.id), actor=actor)
-    hooks.report(row, now=now)
-    _move(row, status, actor=actor, now=now)
+        TaskInput.objects.filter(task__in=rows).exclude(sealed=None).update(sealed=None)
+    handlers = [topic_of("task", row.pk) for row in rows if handled and takes_input(row.kind)]
+    if handlers:
+        clients.finish(*handlers, actor=actor)
+    ended: dict[str, Any] = {
+        "status": status,
+        "leased_by": "",
+        "lease_expires_at": None,
+        "finished_at": now,
+        "exit_code": exit_code,
+        "signal": rows[0].signal,
+        "error_code": error_code[:40],
+        "error": error[:500],
+        "prompt": None,
+        "inputs_waiting": 0,
+        "updated_at": now,
+    }
+    Task.objects.filter(pk__in=[row.pk for row in rows]).update(version=F("version") + 1, **ended)
+    for row in rows:
+        row.version += 1
+        for name, value in ended.items():
+            setattr(row, name, value)
+        hooks.report(row, now=now)
+    return moved
 
 
 def touch(row: Task, *fields: str, now: dt.datetime) -> None:
@@ -548,4 +626,4 @@ def _move(row: Task, status: TaskStatus, *, actor: str, now: dt.datetime) -> Non
     row.updated_at = now
     # Not what output adds to: its writer does not hold this row while it waits for the log.
     row.save(update_fields=_MOVED)
-    telling.task_status(row, previous=previous, at=now, actor=actor)
+    telling.task_statuses([telling.Move(row=row, previous=previous, actor=actor)], at=now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
 from typing import Any
@@ -93,15 +94,20 @@ def task(name: str, row: Task, *, at: dt.datetime, actor: str) -> None:
     )
 
 
-def task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> None:
-    task_statuses([row], previous=previous, at=at, actor=actor)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Move:
+    """A task that has another status now."""
+
+    row: Task
+    previous: str
+    actor: str
 
 
-def task_statuses(rows: Sequence[Task], *, previous: str, at: dt.datetime, actor: str) -> None:
-    """As :func:`task_status` for several that made the same move: one look at the log for all of them."""
-    status_changed.send(
-        Task, changes=[_task_status(row, previous=previous, at=at, actor=actor) for row in rows]
-    )
+def task_statuses(moves: Sequence[Move], *, at: dt.datetime) -> None:
+    """``task.status`` of each, in this order, in one look at the log."""
+    if moves:
+        changes = [_task_status(move.row, previous=move.previous, at=at, actor=move.actor) for move in moves]
+        status_changed.send(Task, changes=changes)
 
 
 def _task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> Change:

@@ -28,7 +28,7 @@ from django.utils import timezone
 from connections import reconciler, tasks, transitions
 from connections.drivers.base import Driver
 from connections.runners import terminal
-from connections.runners.command import CommandRun
+from connections.runners.command import CommandRun, Settling
 from connections.runners.database import Database
 from connections.runners.hook import deliver_loop
 from connections.runners.login import run_check, run_login
@@ -100,6 +100,7 @@ class Worker:
         self.jobs: set[Job] = set()
         self._work, self._command_work = asyncio.Event(), asyncio.Event()
         self._database, self._keeper = Database(), Keeper()
+        self._settling = Settling(self._database)
         self._stopping = False
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
@@ -217,7 +218,9 @@ class Worker:
             await asyncio.sleep(1.0)
             return False
         for row in () if self._stopping else rows:
-            self._begin(CommandRun(row, database=self._database, keeper=self._keeper))
+            self._begin(
+                CommandRun(row, database=self._database, settling=self._settling, keeper=self._keeper)
+            )
         return bool(rows)
 
     def _begin(self, command: CommandRun, work: Awaitable[None] | None = None) -> None:
@@ -256,7 +259,7 @@ class Worker:
                 logger.warning("%s could not be gone on with", luggage["task"])
                 program.close()
                 continue
-            command = CommandRun(row, database=self._database, keeper=self._keeper)
+            command = CommandRun(row, database=self._database, settling=self._settling, keeper=self._keeper)
             self._begin(command, command.go_on(program, luggage))
 
     async def _stop_commands(self, hurry: asyncio.Event) -> None:

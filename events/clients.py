@@ -975,11 +975,12 @@ def _release_all(*rows: Client, actor: str, reason: str, now: dt.datetime) -> No
             _tell_claim("claim.updated", claim, actor=actor, reason=reason, now=now)
 
 
-def finish(subject: str, *, actor: str, reason: str = "finished") -> None:
+def finish(*subjects: str, actor: str, reason: str = "finished") -> None:
     """There is nothing left to handle. Called by the domain, within the transaction of its own change, before it tells."""
-    claim = Claim.objects.select_for_update().filter(subject=subject).first()
-    if claim is not None and claim.client_id is not None:
-        _release(claim, actor=actor, reason=reason, now=database_now())
+    claims = Claim.objects.select_for_update().filter(subject__in=subjects).order_by("pk")
+    for claim in list(claims):
+        if claim.client_id is not None:
+            _release(claim, actor=actor, reason=reason, now=database_now())
 
 
 def forget(*subjects: str) -> None:

@@ -21,7 +21,7 @@ import datetime as dt
 import logging
 import os
 import termios
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +103,68 @@ def real_directory(path: str) -> str:
     return real
 
 
-def _finish(*, hold: tasks.Hold, data: bytes, at: int, outcome: Outcome, now: dt.datetime) -> Task:
-    """The rest of the output and the end, in one transaction.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Last:
+    """The rest of the output of a command (from the offset ``at`` on), and its end."""
 
-    :raises LeaseLost: the hold is not the present one.
-    """
+    end: tasks.End
+    data: bytes
+    at: int
+
+
+def finish_several(*, lasts: Sequence[Last], now: dt.datetime) -> None:
+    """All of them in one transaction. What is somebody else's by now is left alone."""
     with transaction.atomic():
-        if data:
-            outputs.append(
-                task_id=hold.task_id, worker=hold.worker, attempt=hold.attempt, data=data, at=at, now=now
-            )
-        return tasks.settle(
-            hold=hold,
-            exit_code=outcome.exit_code,
-            signal=outcome.signal,
-            error_code=outcome.error_code,
-            error=outcome.error,
-            now=now,
-        )
+        for last in lasts:
+            if last.data:
+                hold = last.end.hold
+                with contextlib.suppress(NotHeld):
+                    outputs.append(
+                        task_id=hold.task_id,
+                        worker=hold.worker,
+                        attempt=hold.attempt,
+                        data=last.data,
+                        at=last.at,
+                        now=now,
+                    )
+        tasks.settle_several([last.end for last in lasts], now=now)
+
+
+class Settling:
+    """The ends of a worker's commands: those that come while a transaction is under way share the next one, so a thousand short commands cost
+    far less than a thousand transactions, and none waits for others to come."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[Last, asyncio.Future[None]]] = []
+        self._working: asyncio.Task[None] | None = None
+
+    async def settle(self, last: Last) -> None:
+        """Return when it is committed. It is, also when the caller is cancelled."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((last, done))
+        if self._working is None:
+            self._working = asyncio.create_task(self._work())
+        await asyncio.shield(done)
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                try:
+                    await self._database.surely(
+                        finish_several, lasts=[last for last, _ in batch], now=timezone.now()
+                    )
+                except Exception as error:  # noqa: BLE001 (handed to those who wait for it)
+                    for _, done in batch:
+                        if not done.done():
+                            done.set_exception(error)
+                    continue
+                for _, done in batch:
+                    if not done.done():
+                        done.set_result(None)
+        finally:
+            self._working = None
 
 
 def _wishes(*, task_id: str) -> tuple[bool, int]:
@@ -132,7 +176,8 @@ def _wishes(*, task_id: str) -> tuple[bool, int]:
 class CommandRun:
     """A command in the hands of this worker. ``bell``: something was sent to it, or it is to be killed."""
 
-    def __init__(self, row: Task, *, database: Database, keeper: Keeper) -> None:
+    def __init__(self, row: Task, *, database: Database, settling: Settling, keeper: Keeper) -> None:
+        self._settling = settling
         self.hold = tasks.hold_of(row)
         self.bell = asyncio.Event()
         self._row = row
@@ -249,10 +294,14 @@ class CommandRun:
         return dataclasses.replace(self._reason, exit_code=by_itself.exit_code, signal=by_itself.signal)
 
     async def _settle(self, outcome: Outcome, data: bytes, at: int) -> None:
-        with contextlib.suppress(LeaseLost, NotHeld):
-            await self._database.surely(
-                _finish, hold=self.hold, data=data, at=at, outcome=outcome, now=timezone.now()
-            )
+        end = tasks.End(
+            hold=self.hold,
+            exit_code=outcome.exit_code,
+            signal=outcome.signal,
+            error_code=outcome.error_code,
+            error=outcome.error,
+        )
+        await self._settling.settle(Last(end=end, data=data, at=at))
 
     # ── Ending it before its time ──
 
