@@ -87,6 +87,12 @@ def signature(secret: str, *, message_id: str, timestamp: int, body: bytes) -> s
 # ── The outbox ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def site_of(url: str) -> str:
+    """``https://host:port`` as it is written in the URL: all of a hook's address that is shown."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """One delivery in a worker's hands. Never printed: it holds the secret. ``lease`` is the proof: no other claim has the same."""
@@ -103,13 +109,12 @@ class Report:
     @property
     def site(self) -> str:
         """``https://host:port`` as it is written in the URL."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
+        return site_of(self.url)
 
 
 def report(task: Task, *, now: dt.datetime) -> None:
     """The task has ended: tell its hook, if it has one. Called inside the transaction of the end."""
-    if task.hook_url:
+    if task.hook_site:
         HookDelivery.objects.create(task=task, next_attempt_at=now, created_at=now, updated_at=now)
 
 
@@ -125,12 +130,8 @@ def claim(
         Q(lease_expires_at=None) | Q(lease_expires_at__lte=now)
     )
     wanted = due.exclude(task__owner_id__in=owners) if owners else due
-    for site in sites:
-        wanted = wanted.exclude(
-            Q(task__hook_url=site)
-            | Q(task__hook_url__startswith=f"{site}/")
-            | Q(task__hook_url__startswith=f"{site}?")
-        )
+    if sites:
+        wanted = wanted.exclude(task__hook_site__in=sites)
     for row in wanted.select_related("task").order_by("next_attempt_at", "pk")[:_CANDIDATES]:
         lease = f"{worker[:60]}/{secrets.token_hex(6)}"
         taken = due.filter(pk=row.pk, attempts=row.attempts, leased_by=row.leased_by).update(
@@ -146,9 +147,8 @@ def claim(
             _settle(taken_report, HookState.FAILED, status=None, error=error, retry=None, now=now)
             continue
         try:
-            return dataclasses.replace(
-                taken_report, secret=checked_secret(str(vault.unseal(row.task.hook_sealed)))
-            )
+            url, secret = vault.unseal(row.task.hook_sealed)
+            return dataclasses.replace(taken_report, url=url, secret=checked_secret(secret))
         except (vault.VaultError, ValueError):
             error = "The secret of this hook cannot be read, so nothing can be signed."
             _settle(taken_report, HookState.FAILED, status=None, error=error, retry=None, now=now)
@@ -162,7 +162,7 @@ def _report(row: HookDelivery, *, worker: str, lease: str) -> Report:
         worker=worker,
         lease=lease,
         attempt=row.attempts + 1,
-        url=row.task.hook_url,
+        url="",
         secret="",
         body=_body(row.task),
     )

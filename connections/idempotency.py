@@ -62,7 +62,7 @@ def key_of(header: str | None) -> str | None:
 def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: dt.datetime) -> Answer:
     """Act, or repeat the answer. ``request`` is the JSON value that tells two requests apart (method, path, body).
 
-    ``act`` returns its errors as answers. 401, 429 and 5xx are not kept, nor is anything that led to them: the next try acts.
+    ``act`` returns its errors as answers. 401, 403, 429 and 5xx are not kept, nor is anything that led to them: the next try acts.
 
     :raises ApiError: 409 ``idempotency_conflict`` when the key belongs to another request.
     """
@@ -73,7 +73,7 @@ def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: 
             if row is None:
                 return _repeat(scope, key, fingerprint)
             answer = act()
-            if answer.status in (401, 429) or answer.status >= 500:
+            if answer.status in (401, 403, 429) or answer.status >= 500:
                 raise _NotKept(answer)
             row.status_code = answer.status
             row.sealed = vault.seal({"data": answer.data, "headers": dict(answer.headers)})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any, TypedDict
-from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -629,13 +628,12 @@ def task(row: Task) -> TaskShape:
 
 
 def _hook(row: Task) -> HookShape | None:
-    """Lists fetch ``hook_delivery`` along. Of the address no query is shown: it may hold a token."""
-    if not row.hook_url:
+    """Lists fetch ``hook_delivery`` along. Of the address only the site is shown: the rest may hold a secret."""
+    if not row.hook_site:
         return None
     sent: HookDelivery | None = getattr(row, "hook_delivery", None)
-    parts = urlsplit(row.hook_url)
     return {
-        "url": f"{parts.scheme}://{parts.netloc}{parts.path}{'?…' if parts.query else ''}",
+        "url": f"{row.hook_site}/…",
         "delivery_id": sent.id if sent else None,
         "state": sent.state if sent else None,
         "attempts": sent.attempts if sent else 0,

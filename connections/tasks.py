@@ -18,6 +18,7 @@ from django.db.models import Count, F
 from django.db.models.functions import Coalesce
 
 from connections import hooks, telling, vault
+from connections.access import NotFound
 from connections.models import Capacity, LoginFlow, ManagedAuthConnection, Task, TaskInput
 from connections.states import (
     TASK_ARROWS,
@@ -163,10 +164,14 @@ def create(
     """A task for a command, or for somebody else's kind. Who may, and what may stand in ``spec``, is decided before (``commands.py``).
 
     :raises NoCapacity: as many commands are open as may be; nothing was created.
+    :raises NotFound: there is no such parent.
     """
     with transaction.atomic():
         if kind == TaskKind.COMMAND:
             _check_capacity()
+        if parent_id is not None and not Task.objects.select_for_update().filter(pk=parent_id).first():
+            # Deleted since somebody looked.
+            raise NotFound(parent_id)
         row = Task.objects.create(
             owner_id=owner_id,
             kind=kind,
@@ -175,8 +180,8 @@ def create(
             labels=list(labels),
             parent_id=parent_id,
             timeout_seconds=timeout_seconds,
-            hook_url=hook_url,
-            hook_sealed=vault.seal(hook_secret) if hook_url else None,
+            hook_site=hooks.site_of(hook_url) if hook_url else "",
+            hook_sealed=vault.seal([hook_url, hook_secret]) if hook_url else None,
             created_by=actor[:200],
             run_after=now,
             created_at=now,

@@ -134,9 +134,10 @@ class Worker:
                 self._stopping = True
                 for each in claiming:
                     each.cancel()
-                for each in claiming:
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await each
+                for ended in await asyncio.gather(*claiming, return_exceptions=True):
+                    if isinstance(ended, Exception):
+                        # A database that is away just now: what runs is stopped as it should be all the same.
+                        logger.error("a claim that was broken off failed: %r", ended)
                 await self._give_back()
                 await self._stop_commands(hurry or asyncio.Event())
                 for helper in helpers:

@@ -108,8 +108,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='task',
-            name='hook_url',
-            field=models.URLField(blank=True, help_text='told when the task has ended', max_length=2000),
+            name='hook_site',
+            field=models.CharField(blank=True, help_text='scheme and host of the hook that is told when the task has ended', max_length=300),
         ),
         migrations.AddField(
             model_name='task',

@@ -27,6 +27,7 @@ class Task(Owned):
 
     ``spec`` says what is to be done. For a command: ``argv`` (list of strings), ``cwd``, ``template`` (its name, or empty), ``rows``, ``cols``.
     For a kind of somebody else's: ``payload`` (any JSON). ``prompt`` is what the task asks while it waits: see ``terminal/prompts.py``.
+    ``hook_sealed`` is ``[address, secret]`` of its hook: the path or the query of an address may be a secret as well.
     """
 
     id = models.CharField(primary_key=True, max_length=40, default=task_id, editable=False)
@@ -69,7 +70,11 @@ class Task(Owned):
     output_dropped = models.PositiveBigIntegerField(
         default=0, db_default=0, editable=False, help_text="bytes of output beyond the limit, not kept"
     )
-    hook_url = models.URLField(max_length=2000, blank=True, help_text="told when the task has ended")
+    hook_site = models.CharField(
+        max_length=300,
+        blank=True,
+        help_text="scheme and host of the hook that is told when the task has ended",
+    )
     hook_sealed = models.BinaryField(null=True, editable=False)
     inputs_waiting = models.PositiveIntegerField(
         default=0, db_default=0, editable=False, help_text="lines nobody has taken yet"

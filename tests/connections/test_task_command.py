@@ -282,7 +282,7 @@ def test_a_task_is_shown_with_what_it_asks_and_what_was_sent(capsysbinary: Any, 
         "Yes",
         "input 1",
         "waiting (text, 1 bytes, command task)",
-        "https://hook.example/?…",
+        "https://hook.example/…",
     ):
         assert expected in said, expected
     assert "hidden" not in said
