@@ -150,8 +150,8 @@ def test_a_command_that_stopped_its_supervisor_is_killed_all_the_same(
 
 def test_an_end_whose_answer_got_lost_is_told_once(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connections.runners.database.AGAIN_SECONDS", 0.05)
-    flaky(monkeypatch, tasks, "settle", 2, after=False)
-    flaky(monkeypatch, command, "_finish", 1, after=True)
+    flaky(monkeypatch, tasks, "settle_several", 2, after=False)
+    flaky(monkeypatch, command, "finish_several", 1, after=True)
     row = queued(owner, "sh", "-c", "echo bye; exit 3")
 
     async def scenario() -> None:

@@ -13,11 +13,13 @@ from django.contrib.auth.models import User
 from django.db import connections as databases
 from django.db import transaction
 
-from connections import tasks, transitions
+from connections import task_inputs, tasks, transitions
+from connections.access import of_user
 from connections.models import Task
 from connections.states import TaskKind, TaskStatus
 from connections.tasks import LeaseLost
 from tests.connections.flow_support import KINDS, T0, Story, after, cursor, events
+from tests.connections.task_support import held
 
 
 def test_the_task_that_waits_longest_is_claimed_first(owner: User) -> None:
@@ -116,3 +118,39 @@ def test_C32_how_a_task_ended_is_in_its_row_and_in_its_event(owner: User) -> Non
     data = events(mark)[0].data
     assert (data["exit_code"], data["error"], data["previous_status"]) == (7, "e" * 500, "running")
     assert data["finished_at"] == "2026-03-01T12:00:03.000Z"
+
+
+def test_C23_ends_that_come_together_are_each_told_once_and_what_is_lost_is_left_alone(owner: User) -> None:
+    holds = [held(owner) for _ in range(5)]
+    good, bad, killed, lost, asked = holds
+    transitions.kill_task(task_id=killed.task_id, actor=of_user(owner), reason="enough", now=after(1))
+    Task.objects.filter(pk=lost.task_id).update(attempts=2)
+    task_inputs.add_input(task_id=asked.task_id, content="y", message_id="m", actor="owner", now=after(1))
+    mark = cursor()
+    settled = tasks.settle_several(
+        [
+            tasks.End(hold=good, exit_code=0),
+            tasks.End(hold=bad, exit_code=3, error_code="exit_code", error="It ended with exit code 3."),
+            tasks.End(hold=killed, exit_code=0),
+            tasks.End(hold=lost, exit_code=0),
+            tasks.End(hold=asked, exit_code=0),
+        ],
+        now=after(2),
+    )
+    assert {row.pk for row in settled} == {hold.task_id for hold in (good, bad, killed, asked)}
+    rows = {row.pk: row for row in Task.objects.all()}
+    for row in settled:
+        stored = rows[row.pk]
+        assert (stored.status, stored.version, stored.exit_code) == (row.status, row.version, row.exit_code)
+        assert (stored.finished_at, stored.leased_by, stored.inputs_waiting) == (after(2), "", 0)
+    assert {hold.task_id: rows[hold.task_id].status for hold in holds} == {
+        good.task_id: "completed",
+        bad.task_id: "failed",
+        killed.task_id: "killed",
+        lost.task_id: "running",
+        asked.task_id: "completed",
+    }
+    assert rows[bad.task_id].error == "It ended with exit code 3."
+    told = [(event.object_id, event.data["status"]) for event in events(mark) if event.name == "task.status"]
+    assert sorted(told) == sorted((row.pk, row.status) for row in settled)
+    assert not rows[asked.task_id].inputs.exclude(sealed=None).exists()
