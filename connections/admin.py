@@ -676,6 +676,7 @@ class TaskAdmin(ReadOnlyAdmin):
         "last_activity_at",
         "prompt",
         "inputs_waiting",
+        "prompt_delivered",
         "output_bytes",
         "output_dropped",
         "exit_code",

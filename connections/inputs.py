@@ -823,7 +823,8 @@ class TaskUpdate(Closed):
 
 
 class TaskCreate(Closed):
-    """A command (``argv`` or ``template``), or a task of somebody's own kind (``payload``). Without ``hook_secret`` one is made up, and answered once."""
+    """A command (``argv`` or ``template``), or a task of somebody's own kind (``payload``). Without ``hook_secret`` one is made up, and answered once.
+    ``input`` is the first text that is sent to it; a command gets it, with Enter, once it waits for input."""
 
     kind = Text(max_length=40)
     argv = Arguments(required=False)
@@ -832,6 +833,7 @@ class TaskCreate(Closed):
     rows = Whole(required=False, min_value=1, max_value=MAX_SIDE)
     cols = Whole(required=False, min_value=1, max_value=MAX_SIDE)
     payload = AnyJson(required=False, allow_null=True)
+    input = Line(required=False)
     title = Text(required=False, max_length=200, trim_whitespace=True)
     labels = Labels(required=False)
     parent_id = Text(required=False, max_length=80)

@@ -228,6 +228,8 @@ class HookShape(TypedDict):
 
 
 class TaskShape(TypedDict):
+    """``prompt_delivered``: whether a command has got the ``input`` that it was made with; null when there was none."""
+
     id: str
     kind: str
     status: str
@@ -257,6 +259,7 @@ class TaskShape(TypedDict):
     kill_requested_by: str | None
     kill_reason: str | None
     inputs_waiting: int
+    prompt_delivered: bool | None
     output_bytes: int
     output_dropped: int
     hook: HookShape | None
@@ -620,6 +623,7 @@ def task(row: Task) -> TaskShape:
         "kill_requested_by": row.kill_requested_by or None,
         "kill_reason": row.kill_reason or None,
         "inputs_waiting": row.inputs_waiting,
+        "prompt_delivered": row.prompt_delivered,
         "output_bytes": row.output_bytes,
         "output_dropped": row.output_dropped,
         "hook": _hook(row),

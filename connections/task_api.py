@@ -7,6 +7,7 @@ import json
 import uuid
 from typing import Any
 
+from django.db import transaction
 from django.db.models import Q, QuerySet, TextField
 from django.db.models.functions import Cast
 from django.http import HttpResponse
@@ -133,19 +134,22 @@ def create_task(principal: Principal, body: Json, *, owner_id: int, now: Any) ->
             ) from None
     hook_url = body.get("hook_url", "")
     made = hooks.new_secret() if hook_url and "hook_secret" not in body else ""
-    row = tasks.create(
-        owner_id=owner_id,
-        kind=body["kind"],
-        title=title or body["kind"],
-        spec=spec,
-        labels=body.get("labels", ()),
-        parent_id=body.get("parent_id"),
-        timeout_seconds=timeout,
-        hook_url=hook_url,
-        hook_secret=body.get("hook_secret") or made,
-        actor=principal.name,
-        now=now,
-    )
+    with transaction.atomic():
+        row = tasks.create(
+            owner_id=owner_id,
+            kind=body["kind"],
+            title=title or body["kind"],
+            spec=spec,
+            labels=body.get("labels", ()),
+            parent_id=body.get("parent_id"),
+            timeout_seconds=timeout,
+            hook_url=hook_url,
+            hook_secret=body.get("hook_secret") or made,
+            actor=principal.name,
+            now=now,
+        )
+        if "input" in body:
+            task_inputs.first_input(row, text=body["input"], actor=principal.name, now=now)
     return row, made
 
 

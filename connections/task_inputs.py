@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from django.db.models import Sum
 
 from connections import telling, vault
 from connections.models import Task, TaskInput
-from connections.states import InputKind
+from connections.states import InputKind, TaskKind
 from connections.tasks import Hold, TaskOver, lock_held, resume, takes_input, touch
 from connections.terminal.keys import FINISHING
 
@@ -40,7 +41,9 @@ class MessageConflict(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Input:
-    """One thing that was sent to a task, by ``kind``: ``text`` (``submit``: with Enter), ``keys``, or ``rows`` and ``cols``. Never printed."""
+    """One thing that was sent to a task, by ``kind``: ``text`` (``submit``: with Enter), ``keys``, or ``rows`` and ``cols``. Never printed.
+
+    ``initial``: a command gets it once it is ready for it (row C55)."""
 
     number: int
     kind: str
@@ -49,6 +52,7 @@ class Input:
     keys: tuple[str, ...] = ()
     rows: int = 0
     cols: int = 0
+    initial: bool = False
 
     @property
     def finishes(self) -> bool:
@@ -112,6 +116,29 @@ def add_input(
         return line
 
 
+def first_input(row: Task, *, text: str, actor: str, now: dt.datetime) -> TaskInput:
+    """The text, with Enter, that a task is made with. ``row`` was created in this very transaction: nobody else sees it, so it need not be locked.
+
+    A command gets it once it is ready. A program that takes its tasks through the API knows itself when it is.
+    """
+    initial = row.kind == TaskKind.COMMAND
+    line = TaskInput.objects.create(
+        task=row,
+        number=1,
+        initial=initial,
+        message_id=str(uuid.uuid4()),
+        fingerprint=vault.fingerprint([row.pk, text]),
+        sealed=vault.seal(text),
+        byte_count=len(text.encode()),
+        submitted_by=actor[:200],
+        created_at=now,
+    )
+    if initial:
+        row.prompt_delivered = False
+    _count_inputs(row, 1, actor=actor, now=now)
+    return line
+
+
 def next_input(*, hold: Hold) -> Input | None:
     """What waits longest; None when nothing waits. It waits on until :func:`inputs_taken` says that it has arrived."""
     line = TaskInput.objects.filter(task_id=hold.task_id).exclude(sealed=None).order_by("number").first()
@@ -145,13 +172,28 @@ def inputs_taken(*, hold: Hold, through: int, now: dt.datetime) -> None:
             _mark_taken(row, lines, resumes=finishes, actor=hold.worker, now=now)
 
 
+def initial_delivered(*, hold: Hold, now: dt.datetime) -> None:
+    """The command has got what it was made with, as far as its holder can see. Again is no change.
+
+    :raises LeaseLost: when the hold is not the present one.
+    """
+    with transaction.atomic():
+        row = lock_held(hold)
+        if not row.prompt_delivered:
+            row.prompt_delivered = True
+            touch(row, "prompt_delivered", now=now)
+            telling.task("task.updated", row, at=now, actor=hold.worker)
+
+
 def _opened(line: TaskInput) -> Input:
     content = vault.unseal(line.sealed)
     if line.kind == InputKind.KEYS:
         return Input(number=line.number, kind=line.kind, keys=tuple(content))
     if line.kind == InputKind.RESIZE:
         return Input(number=line.number, kind=line.kind, rows=content[0], cols=content[1])
-    return Input(number=line.number, kind=line.kind, text=str(content), submit=line.submit)
+    return Input(
+        number=line.number, kind=line.kind, text=str(content), submit=line.submit, initial=line.initial
+    )
 
 
 def _mark_taken(
@@ -166,5 +208,5 @@ def _mark_taken(
 
 def _count_inputs(row: Task, more: int, *, actor: str, now: dt.datetime) -> None:
     row.inputs_waiting += more
-    touch(row, "inputs_waiting", "last_activity_at", now=now)
+    touch(row, "inputs_waiting", "last_activity_at", "prompt_delivered", now=now)
     telling.task("task.updated", row, at=now, actor=actor)

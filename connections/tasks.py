@@ -106,13 +106,14 @@ class Hold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class End:
-    """How a held task ended, as its holder saw it: see :func:`settle`."""
+    """How a held task ended, as its holder saw it: see :func:`settle`. ``prompt_delivered``: its end shows that it has got its initial input."""
 
     hold: Hold
     exit_code: int | None = None
     signal: str = ""
     error_code: str = ""
     error: str = ""
+    prompt_delivered: bool = False
 
 
 def lease_end(now: dt.datetime) -> dt.datetime:
@@ -493,6 +494,11 @@ def settle(
     return settled[0]
 
 
+def _keys(ends: Sequence[End]) -> list[tuple[str, str, int]]:
+    """The holds of those whose end shows that they got their initial input."""
+    return [(end.hold.task_id, end.hold.worker, end.hold.attempt) for end in ends if end.prompt_delivered]
+
+
 def settle_several(ends: Sequence[End], *, now: dt.datetime) -> list[Task]:
     """As :func:`settle`, for several in one transaction. The rows; one whose hold is not the present one is missing, and nothing of it was done."""
     with transaction.atomic():
@@ -512,6 +518,12 @@ def settle_several(ends: Sequence[End], *, now: dt.datetime) -> list[Task]:
                 status = TaskStatus.FAILED if end.error_code else TaskStatus.COMPLETED
                 way = (status, end.hold.worker, row.signal, end.error_code, end.error, end.exit_code)
             alike.setdefault(way, []).append(row)
+        given = [rows[key] for key in _keys(ends) if key in rows and rows[key].prompt_delivered is False]
+        if given:
+            # Told with the end.
+            Task.objects.filter(pk__in=[row.pk for row in given]).update(prompt_delivered=True)
+            for row in given:
+                row.prompt_delivered = True
         moved: list[telling.Move] = []
         for (status, worker, _, error_code, error, exit_code), same in alike.items():
             moved += _end(

@@ -158,6 +158,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='task',
+            name='prompt_delivered',
+            field=models.BooleanField(editable=False, help_text='whether the command has got its initial input; null: it has none', null=True),
+        ),
+        migrations.AddField(
+            model_name='task',
             name='signal',
             field=models.CharField(blank=True, help_text='what ended the program: SIGSEGV, SIGTERM', max_length=16),
         ),
@@ -170,6 +175,11 @@ class Migration(migrations.Migration):
             model_name='task',
             name='timeout_seconds',
             field=models.PositiveIntegerField(blank=True, null=True),
+        ),
+        migrations.AddField(
+            model_name='taskinput',
+            name='initial',
+            field=models.BooleanField(db_default=False, default=False, editable=False, help_text='typed once the command is ready for it'),
         ),
         migrations.AddField(
             model_name='taskinput',

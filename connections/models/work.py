@@ -79,6 +79,11 @@ class Task(Owned):
     inputs_waiting = models.PositiveIntegerField(
         default=0, db_default=0, editable=False, help_text="lines nobody has taken yet"
     )
+    prompt_delivered = models.BooleanField(
+        null=True,
+        editable=False,
+        help_text="whether the command has got its initial input; null: it has none",
+    )
     version = models.PositiveBigIntegerField(default=1, editable=False)
 
     class Meta:
@@ -191,6 +196,9 @@ class TaskInput(models.Model):
         max_length=8, choices=InputKind.choices, default=InputKind.TEXT, db_default="text"
     )
     submit = models.BooleanField(default=True, db_default=True, help_text="with Enter behind the text")
+    initial = models.BooleanField(
+        default=False, db_default=False, editable=False, help_text="typed once the command is ready for it"
+    )
     number = models.PositiveIntegerField(help_text="the order of acceptance, from 1")
     message_id = models.CharField(max_length=255, help_text="the sender's name for this line")
     fingerprint = models.CharField(

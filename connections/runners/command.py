@@ -36,7 +36,7 @@ from connections.outputs import NotHeld
 from connections.runners.database import Database
 from connections.runners.reading import Reading
 from connections.runners.terminal import CannotStart, Keeper, Program, SupervisorLost, signal_name
-from connections.runners.waiting import Waits, look
+from connections.runners.waiting import Waits, look, unread
 from connections.states import InputKind
 from connections.tasks import LeaseLost
 from connections.terminal import keys, prompts
@@ -56,6 +56,11 @@ QUIET_TIMES = 5
 #: Between a text and its Enter, and between two keys, where the program reads keys: what comes in one piece looks as if it was pasted. And after the
 #: key Escape: what comes right behind it would be taken for the rest of a sequence.
 PIECE_SECONDS, ESCAPE_SECONDS = 0.03, 0.15
+#: What a command is made with (row C55) is held back for so long until it waits for input; so long it has to show that it has got it, before it is
+#: typed again; and so often it is typed at most.
+READY_SECONDS, VERIFY_SECONDS, ATTEMPTS = 30.0, 2.0, 3
+#: Between two looks whether it has.
+VERIFY_PAUSE_SECONDS = 0.1
 #: Offered to the terminal in one go; it takes a few thousand.
 WRITE_BYTES = 1 << 16
 
@@ -200,6 +205,10 @@ class CommandRun:
         self._inputs = asyncio.Event()
         self._untyped: list[bytes] = []
         self._echo_until = 0.0
+        #: The input it was made with: to be typed yet; typed, and nobody has seen that it arrived; and it lies in the terminal, where nobody reads.
+        self._initial = row.prompt_delivered is False
+        self._typed = self._unread = False
+        self._ready = asyncio.Event()
         # Why it ends, when it does not end by itself.
         self._reason: Outcome | None = None
         self._ending = False
@@ -234,6 +243,9 @@ class CommandRun:
         self._modes.bracketed_paste, self._modes.application_keys = luggage["modes"]
         self._typist.begun = luggage["begun"]
         self._waiting = luggage["waiting"]
+        self._initial, self._typed, self._unread, ready = luggage["initial"]
+        if ready:
+            self._ready.set()
         await self._see_through(program)
 
     async def _see_through(self, program: Program) -> None:
@@ -300,6 +312,10 @@ class CommandRun:
             signal=outcome.signal,
             error_code=outcome.error_code,
             error=outcome.error,
+            # It read, was given it, and does not read any more.
+            prompt_delivered=self._typed
+            and not (self._unread or self._untyped or self._ending)
+            and self._ready.is_set(),
         )
         await self._settling.settle(Last(end=end, data=data, at=at))
 
@@ -359,6 +375,7 @@ class CommandRun:
             "begun": self._typist.begun,
             "modes": [self._modes.bracketed_paste, self._modes.application_keys],
             "waiting": self._waiting,
+            "initial": [self._initial, self._typed, self._unread, self._ready.is_set()],
         }
         try:
             await program.leave(path=folder / f"{self.hold.task_id}.sock", seconds=seconds, luggage=luggage)
@@ -391,30 +408,97 @@ class CommandRun:
                 self._end(None)
             if waiting:
                 self._inputs.set()
+            if self._unread and not await self._lies_there():
+                await self._delivered()
             wait = LOOK_SECONDS
 
     async def _type(self) -> None:
         """Take what was sent, one after the other, and type it."""
+        if self._initial:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READY_SECONDS):
+                    await self._ready.wait()
+        if self._typed and not self._unread:
+            # By its last worker, which has left the text to nobody: it is not typed again.
+            await self._put()
+            self._typed = not await self._arrives(self._written)
         while True:
             await self._inputs.wait()
             self._inputs.clear()
             await self._put()
             while (given := await self._take()) is not None:
                 # From here to the first byte nothing is waited for: who hands over finds either all of it in the queue or in here.
-                if given.kind == InputKind.RESIZE:
-                    self._resize(given.rows, given.cols)
-                elif given.kind == InputKind.KEYS:
-                    self._typist.keys()
-                    self._untyped += [
-                        keys.pressed([name], application=self._modes.application_keys) for name in given.keys
-                    ]
+                if given.initial:
+                    await self._give(given)
                 else:
-                    line = self._line()
-                    text = given.text.encode(errors="surrogatepass")
-                    self._untyped.append(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
-                    if given.submit:
-                        self._untyped.append(self._typist.enter(line))
-                await self._put()
+                    self._press(given)
+                    await self._put()
+
+    def _press(self, given: task_inputs.Input) -> None:
+        if given.kind == InputKind.RESIZE:
+            self._resize(given.rows, given.cols)
+        elif given.kind == InputKind.KEYS:
+            self._typist.keys()
+            self._untyped += [
+                keys.pressed([name], application=self._modes.application_keys) for name in given.keys
+            ]
+        else:
+            line = self._line()
+            text = given.text.encode(errors="surrogatepass")
+            self._untyped.append(self._typist.text(text, line, bracketed=self._modes.bracketed_paste))
+            if given.submit:
+                self._untyped.append(self._typist.enter(line))
+
+    # ── What it was made with ──
+
+    async def _give(self, given: task_inputs.Input) -> None:
+        """Type the initial input, and type it again when the program has lost it."""
+        self._initial, self._typed = False, True
+        for attempt in range(1, ATTEMPTS + 1):
+            written = self._written
+            self._press(given)
+            await self._put()
+            if await self._arrives(written):
+                return
+            if attempt < ATTEMPTS:
+                # It was told as waiting meanwhile.
+                await self._moved()
+                self._happened()
+        self._typed = False
+        logger.warning("nothing shows that %s has got its initial input", self.hold.task_id)
+
+    async def _arrives(self, written: int) -> bool:
+        """Whether it need not be typed again: the program has got it, which is told, or it lies in the terminal for the program to read.
+
+        A program that reads lines gets one when it is complete. One that reads keys may throw away what it has read: it shows by what it writes, or by
+        doing something else, that it has not. ``written``: pieces of output before it was typed.
+        """
+        assert self._program is not None
+        until = self._loop.time() + VERIFY_SECONDS
+        lay = False
+        while self._loop.time() < until:
+            await asyncio.sleep(VERIFY_PAUSE_SECONDS)
+            if await self._lies_there():
+                lay = True
+                continue
+            got = self._written != written
+            if not got and self._ready.is_set():
+                seen = await asyncio.to_thread(look, self._program.master, self._program.slave_name())
+                got = self._line().canonical or seen is Waits.BUSY
+            if got or (lay and not self._ready.is_set()):
+                await self._delivered()
+                return True
+        self._unread = await self._lies_there()
+        return self._unread
+
+    async def _lies_there(self) -> bool:
+        assert self._program is not None
+        return await asyncio.to_thread(unread, self._program.slave_name()) > 0
+
+    async def _delivered(self) -> None:
+        async with self._turn:
+            await self._database.surely(task_inputs.initial_delivered, hold=self.hold, now=timezone.now())
+            self._typed = self._unread = False
 
     async def _take(self) -> task_inputs.Input | None:
         async with self._turn:
@@ -529,6 +613,7 @@ class CommandRun:
         await self._reading.kept.wait()
         async with self._turn:
             if written == self._written and not self._ending:
+                self._ready.set()
                 prompt = {
                     **prompts.recognise(self._tail, secret=line.asks_secret),
                     "detected_by": "read" if seen is Waits.READS else "quiet",

@@ -8,10 +8,12 @@ says nothing (another system, a process of somebody else such as ``sudo``), that
 from __future__ import annotations
 
 import enum
+import fcntl
 import os
 import platform
 import struct
 import sys
+import termios
 from collections.abc import Iterator
 
 #: What a system call reads the terminal with, by its number. The numbers differ between processors.
@@ -55,6 +57,20 @@ def look(master: int, terminal: str) -> Waits:
             # It went on, or away, while it was looked at.
             continue
     return Waits.BUSY if known else Waits.UNKNOWN
+
+
+def unread(terminal: str) -> int:
+    """How many bytes were typed into this terminal that nobody has read yet, of whole lines where it edits lines; 0 where that is not known."""
+    try:
+        descriptor = os.open(terminal, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
 
 
 def _members(group: int) -> Iterator[int]:

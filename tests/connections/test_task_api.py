@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import hooks, inputs, tasks, vault
+from connections import hooks, inputs, task_inputs, tasks, vault
 from connections.models import HookDelivery, IdempotentAnswer, Task, TaskInput, TaskOutput
 from connections.states import TaskKind, TaskStatus
 from events.models import Event
@@ -96,6 +96,51 @@ def test_B50_what_is_no_task_is_400_and_nothing_is_made(api: APIClient, body: An
     error_of(post(api, "/api/tasks", body), 400, "invalid_request")
     assert not Task.objects.exists()
     assert events(before) == []
+
+
+def test_C55_a_command_is_made_with_its_first_input_which_is_nowhere_to_be_read(api: APIClient) -> None:
+    before = cursor()
+    shown = created(api, COMMAND | {"input": "the secret plan"})
+    assert (shown["status"], shown["inputs_waiting"], shown["prompt_delivered"]) == ("queued", 1, False)
+    assert [event.name for event in events(before)] == ["task.created", "task.updated"]
+    assert "secret plan" not in json.dumps([event.data for event in events(before)]) + json.dumps(shown)
+    row = Task.objects.get()
+    hold = hold_of(row)
+    given = task_inputs.next_input(hold=hold)
+    assert given is not None
+    assert (given.text, given.submit, given.initial) == ("the secret plan", True, True)
+    task_inputs.inputs_taken(hold=hold, through=1, now=timezone.now())
+    assert api.get(f"/api/tasks/{row.pk}").json()["prompt_delivered"] is False
+    for _ in range(2):
+        task_inputs.initial_delivered(hold=hold, now=timezone.now())
+    tasks.settle(hold=hold, exit_code=0, now=timezone.now())
+    assert api.get(f"/api/tasks/{row.pk}").json()["prompt_delivered"] is True
+    updates = [event.data for event in events(before) if event.name == "task.updated"]
+    assert [each["prompt_delivered"] for each in updates] == [False, False, True]
+    with pytest.raises(tasks.LeaseLost):
+        task_inputs.initial_delivered(hold=hold, now=timezone.now())
+
+
+def test_C55_without_one_there_is_nothing_to_be_delivered_and_other_kinds_get_it_as_any_input(
+    api: APIClient,
+) -> None:
+    assert created(api, COMMAND)["prompt_delivered"] is None
+    shown = created(api, {"kind": "build", "input": "go"})
+    assert (shown["prompt_delivered"], shown["inputs_waiting"]) == (None, 1)
+    assert not TaskInput.objects.get().initial
+
+
+@pytest.mark.parametrize("wrong", ["", 1, None, ["go"], "x" * (inputs.MAX_LINE + 1)])
+def test_C55_what_is_no_line_is_400_and_nothing_is_made(api: APIClient, wrong: Any) -> None:
+    error_of(post(api, "/api/tasks", COMMAND | {"input": wrong}), 400, "invalid_request")
+    assert not Task.objects.exists()
+
+
+def test_C55_who_may_not_run_commands_types_nothing_into_one_either(
+    stranger: User, client_of: Callable[[User], APIClient]
+) -> None:
+    error_of(post(client_of(stranger), "/api/tasks", COMMAND | {"input": "go"}), 403, "commands_forbidden")
+    assert not TaskInput.objects.exists()
 
 
 def test_C60_only_who_may_run_commands_makes_one(

@@ -294,6 +294,64 @@ def test_the_size_of_the_terminal_can_be_changed(commands: Commands) -> None:
     commands.wait(task, "completed")
 
 
+def test_C55_a_command_gets_its_initial_input_once_it_is_ready_and_not_before(commands: Commands) -> None:
+    """It throws away what was typed while it started, as programs that take over the terminal do."""
+    code = (
+        "import sys, termios, time\n"
+        "time.sleep(0.5)\n"
+        "termios.tcflush(0, termios.TCIFLUSH)\n"
+        "print('got', repr(input()), flush=True)\n"
+        "print('then', repr(input('more? ')))\n"
+    )
+    task = commands.run(*python(code), input="do $(this)\tnow")
+    commands.prompted(task, "more?")
+    shown = commands.wait(task, "waiting_for_input", prompt_delivered=True)
+    assert (shown["inputs_waiting"], shown["inputs"][0]["status"]) == (0, "delivered")
+    commands.type(task, "that")
+    commands.wait(task, "completed")
+    said = commands.output(task)
+    assert said.count(b"got 'do $(this)\\tnow'") == said.count(b"then 'that'") == 1
+    # The first wait was for what was there already: it is not told to anybody.
+    assert commands.statuses(task) == ["running", "waiting_for_input", "running", "completed"]
+
+
+def test_C55_a_command_that_ends_with_its_initial_input_has_got_it(commands: Commands) -> None:
+    task = commands.run("sh", "-c", "read line", input="only this")
+    shown = commands.wait(task, "completed")
+    assert shown["prompt_delivered"] is True
+
+
+def test_C55_an_initial_input_that_gets_lost_is_typed_again_three_times_at_most(commands: Commands) -> None:
+    """Both read keys: the first throws away one line, the second all of them, and neither shows anything of what it throws away."""
+    code = (
+        "import os, sys, tty\n"
+        "tty.setraw(0)\n"
+        "def line():\n"
+        "    got = b''\n"
+        "    while not got.endswith(b'\\r'): got += os.read(0, 100)\n"
+        "    return got\n"
+        "for _ in range(int(sys.argv[1])): line()\n"
+        "print('got', line())\n"
+    )
+    once, always = (commands.run(*python(code), times, input="do this") for times in ("1", "3"))
+    assert commands.wait(once, "completed")["prompt_delivered"] is True
+    assert b"got b'do this\\r'" in commands.output(once)
+    commands.wait(always, "waiting_for_input")
+    # A fourth time would be before this.
+    commands.type(always, "something else")
+    assert commands.wait(always, "completed")["prompt_delivered"] is False
+    assert b"got b'something else\\r'" in commands.output(always)
+
+
+def test_C55_a_command_that_never_reads_its_terminal_has_not_got_its_initial_input(
+    commands: Commands,
+) -> None:
+    task = commands.run("sleep", "2", input="do this")
+    shown = commands.wait(task, "completed")
+    assert (shown["prompt_delivered"], shown["inputs"][0]["status"]) == (False, "dropped")
+    assert commands.output(task) == b""
+
+
 # ── Whether it waits ──
 
 
