@@ -7,11 +7,12 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 
-#: The login flow, the clients, the streams (C01 to C12, C35 to C44). The other rows of tasks come with them.
+#: The login flow, the clients, the streams and the tasks. C33 and C34 tell of triggers and of a memory, which this service does not have: their
+#: events are not in the catalogue of spec/streams.md.
 ROWS = [
     *(f"A{number:02d}" for number in range(1, 51)),
     *(f"B{number:02d}" for number in range(1, 77)),
-    *(f"C{number:02d}" for number in [*range(1, 13), *range(35, 45)]),
+    *(f"C{number:02d}" for number in range(1, 61) if number not in (33, 34)),
 ]
 
 
