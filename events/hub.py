@@ -40,6 +40,8 @@ TAIL_BYTES = 2 << 20
 #: After a look that found something, the next one waits for so long: events that follow each other are joined into one write. A
 #: lone event is not delayed.
 JOIN_SECONDS = 0.01
+#: A look for streams that have just been opened comes so long after the one before, so that a thousand that come back at once share a few.
+OPENED_SECONDS = 0.05
 #: Group membership in a layer expires (after a day in channels-redis), so it is renewed now and then.
 REJOIN_SECONDS = 3600
 #: So many looks in a row that found something unannounced: the layer has forgotten this process, and it joins anew.
@@ -63,6 +65,9 @@ class Hub:
         self._pages = Pages()
         self._page_reads: dict[int, asyncio.Task[Page]] = {}
         self._ahead: set[Subscription] = set()
+        #: Those that wait for a look, and the timer that brings it about.
+        self._expecting: set[Subscription] = set()
+        self._look_soon: asyncio.TimerHandle | None = None
         self._users = 0
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -101,6 +106,7 @@ class Hub:
         finally:
             self.broker.remove(subscription)
             self._ahead.discard(subscription)
+            self._expecting.discard(subscription)
             # A stream may be cancelled once more while it leaves (its client goes just when it ends):
             # the hub must not be left half stopped, with a thread and a database connection that nobody ends.
             await asyncio.shield(self._leave())
@@ -176,6 +182,22 @@ class Hub:
         finally:
             self._heard.discard(call)
 
+    def has_looked_since(self, moment: float) -> bool:
+        """Whether a look at the log that left nothing unread has begun after this moment (``time.monotonic()``)."""
+        return self.caught_up_at is not None and self.caught_up_at >= moment
+
+    def call_after_look(self, subscription: Subscription) -> None:
+        """Call its attention after a look that is yet to begin."""
+        self._expecting.add(subscription)
+        if self._look_soon is None:
+            last = self.caught_up_at or 0.0
+            pause = max(0.0, last + OPENED_SECONDS - time.monotonic())
+            self._look_soon = asyncio.get_running_loop().call_later(pause, self._look_now)
+
+    def _look_now(self) -> None:
+        self._look_soon = None
+        self._wake.set()
+
     # ── Its own life ──
 
     async def _leave(self) -> None:
@@ -197,6 +219,9 @@ class Hub:
 
     async def _stop(self) -> None:
         tasks, self._tasks = self._tasks, []
+        if self._look_soon is not None:
+            self._look_soon.cancel()
+            self._look_soon = None
         await _end([task for task in tasks if task.get_name() == FOLLOWING] + [*self._page_reads.values()])
         # Nobody waits for the layer's server: the next subscriber would wait with us.
         for task in tasks:
@@ -244,6 +269,9 @@ class Hub:
                 await asyncio.sleep(0)
                 continue
             self.caught_up_at = began
+            expecting, self._expecting = self._expecting, set()
+            for subscription in expecting:
+                subscription.attention.set()
             unannounced = bool(news) and not woken
             if news:
                 await asyncio.sleep(max(0.0, began + JOIN_SECONDS - time.monotonic()))

@@ -7,6 +7,7 @@ Bytes, headers and endings are the consumer's business; this is tested without H
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from events import metrics
@@ -27,7 +28,7 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """Caught up and live: everything committed from now on will come."""
+    """Caught up and live: everything that was committed before the stream was opened has come, and everything from now on will."""
 
     cursor: int
 
@@ -50,6 +51,7 @@ class Follower:
         self._hub = hub
         self._subscription = subscription
         self._given = after
+        self._opened_at = time.monotonic()
         self._told_ready = False
         self._fell_behind = False
 
@@ -75,6 +77,10 @@ class Follower:
                 break
             if subscription.cursor == hub.position:
                 if not self._told_ready:
+                    if not hub.has_looked_since(self._opened_at):
+                        # Another process may have committed something a moment before, that this one has not found yet.
+                        hub.call_after_look(subscription)
+                        break
                     self._told_ready = True
                     return Ready(subscription.cursor)
                 # No await since the look above: what comes now finds it idle.

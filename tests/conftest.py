@@ -253,11 +253,12 @@ def until(condition: Callable[[], Any], seconds: float, message: str = "it did n
 
 SETUP = """
 import json
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.utils import timezone
 from connections import registry
 admin = User.objects.create_superuser("admin", password="correct-horse-battery")
 other = User.objects.create_user("other", password="staple-battery-horse")
+other.user_permissions.add(Permission.objects.get(codename="run_commands"))
 keys = [registry.create_api_key(owner_id=user.pk, name="test", now=timezone.now())[1] for user in (admin, other)]
 print("KEYS", json.dumps(keys))
 """
@@ -287,6 +288,7 @@ def _environment(data_dir: Path, port: int, **extra: str) -> dict[str, str]:
         "PORT": str(port),
         "DATA_DIR": str(data_dir),
         "ALLOW_PRIVATE_TARGETS": "1",
+        "COMMANDS": "any",
         "PYTHONUNBUFFERED": "1",
         "DJANGO_SETTINGS_MODULE": "project.settings",
         **extra,
