@@ -44,8 +44,10 @@ forgotten next partition stops every verb. SQLite uses freed pages again; its fi
 from __future__ import annotations
 
 import datetime as dt
+import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from django.db import connection, transaction
 
@@ -189,14 +191,14 @@ def vacuum() -> bool:
 
 
 def envelope(row: Event) -> Envelope:
-    """The row as it travels: its frame is encoded here, once for all streams of this process."""
+    """The row as it travels."""
+    return _envelope(row.id, row.name, row.topic, row.audience, row.data)
+
+
+def _envelope(pk: int, name: str, topic: str, audience: int, data: Any) -> Envelope:
+    """Its frame is encoded here, once for all streams of this process."""
     return Envelope(
-        id=row.id,
-        name=row.name,
-        topic=row.topic,
-        audience=row.audience,
-        data=row.data,
-        frame=sse.frame(row.name, row.data, id=row.id),
+        id=pk, name=name, topic=topic, audience=audience, data=data, frame=sse.frame(name, data, id=pk)
     )
 
 
@@ -210,13 +212,30 @@ def read_envelopes(after: int, limit: int, *, upto: int | None = None) -> tuple[
     ask = _FIRST_ROWS
     while len(found) < limit and size < READ_BYTES:
         ask = min(ask, limit - len(found))
-        rows = read(found[-1].id if found else after, ask, upto=upto)
-        found.extend(envelope(row) for row in rows)
-        size += sum(len(each.frame) for each in found[len(found) - len(rows) :])
-        if len(rows) < ask:
+        more = _envelopes_after(found[-1].id if found else after, ask, upto)
+        found += more
+        size += sum(len(each.frame) for each in more)
+        if len(more) < ask:
             return found, True
         ask = _rows_for(READ_BYTES - size, found, size)
     return found, False
+
+
+def _envelopes_after(after: int, limit: int, upto: int | None) -> list[Envelope]:
+    """As :func:`read`, without the ORM: every process that follows the log does this many times a second, and building the statement and the rows
+    was nine tenths of it."""
+    table = connection.ops.quote_name(Event._meta.db_table)
+    until = "" if upto is None else "AND id <= %s"
+    values = [after, *(() if upto is None else (upto,)), limit]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT id, name, topic, audience, data FROM {table} WHERE id > %s {until} ORDER BY id LIMIT %s",  # noqa: S608 (no word of it is from outside)
+            values,
+        )
+        rows = cursor.fetchall()
+    return [
+        _envelope(pk, name, topic, audience, json.loads(data)) for pk, name, topic, audience, data in rows
+    ]
 
 
 def tail(limit: int, limit_bytes: int) -> tuple[list[Envelope], int]:

@@ -26,14 +26,14 @@ from tests.conftest import Running, until
 pytestmark = pytest.mark.browser
 desk = dashboard.desk
 
-COMMAND = """
+#: Of a kind that no worker of ours does.
+OPEN = """
 from django.utils import timezone
 from connections import tasks
 from connections.models import ManagedAuthConnection
-from connections.states import TaskKind
 row = ManagedAuthConnection.objects.get(pk="{connection}")
 for number in range({count}):
-    task = tasks.enqueue(kind=TaskKind.COMMAND, title="nightly export", connection=row, actor="test", now=timezone.now())
+    task = tasks.create(owner_id=row.owner_id, kind="export", title="nightly export", spec={{}}, actor="test", now=timezone.now())
     print("TASK", task.pk)
 """
 LINES = """
@@ -72,7 +72,7 @@ def make_tasks(running: Running, count: int = 1) -> list[Task]:
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         connection = json.load(answer)["id"]
-    said = running.manage("shell", "--no-imports", "-c", COMMAND.format(connection=connection, count=count))
+    said = running.manage("shell", "--no-imports", "-c", OPEN.format(connection=connection, count=count))
     return [Task(id=found, running=running) for found in re.findall(r"TASK (\S+)", said)]
 
 
@@ -383,7 +383,7 @@ def test_B68_a_secret_line_is_in_no_storage_no_console_no_address_and_arrives(de
         tab,
         lambda route, number: route.fulfill(status=503, body="") if number == 1 else route.continue_(),
     )
-    tab.page.locator("form[data-outbox]").evaluate("(form) => { form.dataset.secret = '' }")
+    tab.page.locator("form[data-lines]").evaluate("(form) => { form.dataset.secret = '' }")
     write(tab, "hunter2-hunter2")
     expect(said(tab)).to_contain_text("Not delivered yet")
     everything = "JSON.stringify([{...sessionStorage}, {...localStorage}, window.__told, document.body.innerText, location.href])"
@@ -424,9 +424,9 @@ def test_B51_what_waits_when_somebody_else_signs_in_is_not_sent_and_not_shown(
 def test_B56_the_hundred_and_first_line_is_refused_and_stays_in_the_field(desk: Any, task: Task) -> None:
     tab = desk(task.path)
     tab.page.context.set_offline(True)
-    form = tab.page.locator("form[data-outbox]")
+    form = tab.page.locator("form[data-lines]")
     form.evaluate(
-        "(form) => { for (let n = 0; n < 100; n += 1) { form.elements.text.value = `line ${n}`; form.requestSubmit(); } }"
+        "(form) => { for (let n = 0; n < 100; n += 1) { form.querySelector('[name=text]').value = `line ${n}`; form.requestSubmit(); } }"
     )
     expect(messages(tab)).to_have_count(100)
     write(tab, "one too many")

@@ -138,7 +138,7 @@ async def test_a_hub_that_cannot_start_says_so_and_leaves_nothing(monkeypatch: p
 async def test_a_fault_while_reading_the_log_costs_latency_and_no_event(
     fault: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, failures = log.read, 0
+    real, failures = log.read_envelopes, 0
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         nonlocal failures
@@ -150,7 +150,7 @@ async def test_a_fault_while_reading_the_log_costs_latency_and_no_event(
     monkeypatch.setattr(module, "PAUSE_AFTER_ERROR", 0.01)
     hub = Hub()
     async with hub.subscribe(Interest()) as subscription:
-        monkeypatch.setattr(module.log, "read", failing)
+        monkeypatch.setattr(module.log, "read_envelopes", failing)
         ids = await asyncio.to_thread(write_and_leave, 1, 2)
         assert await taken(hub, subscription, 2) == ids
     assert "cannot read the log" in caplog.text

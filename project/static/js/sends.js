@@ -91,7 +91,7 @@ function button(message, label, run) {
   element.addEventListener("click", () => {
     run(message.id);
     // The button that had the focus is gone: the keyboard goes on where one writes.
-    if (!element.isConnected) (formOf(message.object)?.elements?.text ?? document.getElementById("main")).focus?.();
+    if (!element.isConnected) (formOf(message.object)?.querySelector?.("[name=text]:enabled") ?? document.getElementById("main")).focus?.();
   });
   return element;
 }
