@@ -26,10 +26,10 @@ from connections.models import Task
 from connections.states import TASK_END, TaskKind
 
 
-def make(argv: list[str]) -> Task:
+def make(argv: list[str], owner_id: int) -> Task:
     command = commands.prepare(principal=of_system("bench"), argv=argv)
     return tasks.create(
-        owner_id=User.objects.get(username="admin").pk,
+        owner_id=owner_id,
         kind=TaskKind.COMMAND,
         title=command.title,
         spec=command.spec,
@@ -39,12 +39,17 @@ def make(argv: list[str]) -> Task:
     )
 
 
+def owner() -> int:
+    return User.objects.get(username="admin").pk
+
+
 def ends(count: int) -> None:
     over = Task.objects.filter(kind=TaskKind.COMMAND, status__in=TASK_END)
     before = over.count()
+    owner_id = owner()
     began = time.monotonic()
     for _ in range(count):
-        make(["true"])
+        make(["true"], owner_id)
     while over.count() - before < count:
         time.sleep(0.005)
     seconds = time.monotonic() - began
@@ -59,4 +64,4 @@ if __name__ == "__main__":
         settings.COMMAND_LIMIT = 1_000_000
         ends(int(sys.argv[2]))
     else:
-        print("TASK", make(sys.argv[3:]).id)
+        print("TASK", make(sys.argv[3:], owner()).id)
