@@ -45,6 +45,8 @@ from connections.terminal.typing import Line, Typist, line_of
 
 logger = logging.getLogger(__name__)
 
+#: What lasts longer is typed to, watched and asked after.
+SHORT_SECONDS = 0.03
 #: Looked for kills and inputs after this time even when no bell rang; the first time sooner, for what was heard before it was ours.
 LOOK_SECONDS, FIRST_LOOK_SECONDS = 5.0, 0.5
 #: Output that comes so soon after something was typed without Enter is its echo.
@@ -263,11 +265,15 @@ class CommandRun:
         )
         reading.read_on()
         writing = asyncio.create_task(reading.write())
-        others = [asyncio.create_task(each()) for each in (self._attend, self._type, self._watch)]
+        others: list[asyncio.Task[None]] = []
         leaving: asyncio.Task[Any] = asyncio.create_task(self._leave.wait())
-        waited: set[asyncio.Future[Any]] = {program.ended, writing, leaving, *others}
+        waited: set[asyncio.Future[Any]] = {program.ended, writing, leaving}
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            # A short command has ended before anybody could want anything of it.
+            done, _ = await asyncio.wait(waited, timeout=SHORT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                others += [asyncio.create_task(each()) for each in (self._attend, self._type, self._watch)]
+                await asyncio.wait({*waited, *others}, return_when=asyncio.FIRST_COMPLETED)
             for helper in (writing, *others):
                 if helper.done():
                     # None of them ends by itself: the lease is lost, or there is a fault of ours.
