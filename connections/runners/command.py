@@ -20,6 +20,7 @@ import dataclasses
 import datetime as dt
 import logging
 import os
+import select
 import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,6 +179,12 @@ def _wishes(*, task_id: str) -> tuple[bool, int]:
     """Whether a kill was asked for, and how many inputs wait."""
     row = Task.objects.filter(pk=task_id).values_list("kill_requested_at", "inputs_waiting").first()
     return (row[0] is not None, row[1]) if row else (False, 0)
+
+
+def _something_to_read(master: int) -> bool:
+    poll = select.poll()
+    poll.register(master, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class CommandRun:
@@ -612,8 +619,9 @@ class CommandRun:
         line = self._line()
         if seen is Waits.UNKNOWN and not patient and not line.asks_secret:
             return Waits.BUSY
-        if seen is Waits.BUSY:
-            return seen
+        if seen is Waits.BUSY or _something_to_read(program.master):
+            # What it wrote before it began to read is on its way: first that.
+            return Waits.BUSY
         # What it asks is to be seen by whoever is told that it asks.
         assert self._reading is not None
         await self._reading.kept.wait()

@@ -85,10 +85,6 @@ class Program:
         if not data:
             self._free = False
             self._loop.remove_reader(self._link)
-            if self.pid and not self.ended.done():
-                # Its supervisor is gone; should the keeper be, too, nobody else would end it.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.pid, signal.SIGKILL)
             for waiting in (self._answer, self.ended):
                 if not waiting.done():
                     waiting.set_exception(SupervisorLost("the supervisor is gone"))
