@@ -46,6 +46,8 @@ LONG = {
     "events/consumers.py": "one stream from its request to its end: its place, the request, and the one loop that serves it",
     "events/clients.py": "every verb of clients and claims, one after the other: one lock order, one page",
     "connections/payloads.py": "one outward shape after the other, and how each is filled",
+    "connections/tasks.py": "every verb of the queue, one after the other: one lock order, one page",
+    "connections/runners/command.py": "one command from its start to its one outcome: what goes on at the same time shares its state",
     "connections/transitions.py": "every verb of connections and flows, one after the other: one lock order, one page",
     "connections/api.py": "one thin view per operation of the contract, each with its description for OpenAPI",
     "connections/admin.py": "one section per model, and nothing but declarations",
