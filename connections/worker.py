@@ -326,7 +326,8 @@ class Worker:
             (self._command_work if envelope.data.get("kind") == TaskKind.COMMAND else self._work).set()
         elif envelope.name == "task.updated":
             data = envelope.data
-            if data["inputs_waiting"] or data["kill_requested_at"]:
+            # What another version told may say less than this one does: it is no reason to end.
+            if data.get("inputs_waiting") or data.get("kill_requested_at"):
                 for job in list(self.jobs):
                     if job.hold.task_id == data["id"]:
                         job.bell.set()

@@ -449,6 +449,7 @@ def cluster(
             "BASE_URL": front.url,
             "TRUSTED_PROXIES": "127.0.0.1",
             "ALLOW_PRIVATE_TARGETS": "1",
+            "COMMANDS": "any",
             "STREAM_LIMIT": "200",
             "SECRET_KEY": "of the cluster " * 4,
             "ENCRYPTION_KEYS": Fernet.generate_key().decode(),

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.conf import settings
 
 from events.sse import Parser
 from project.server import Server, Wire
@@ -357,7 +358,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def limit_of(running: Running) -> int:
-    return int(running.env.get("MAX_BODY_BYTES", 262_144))
+    return int(running.env.get("MAX_BODY_BYTES", settings.MAX_BODY_BYTES))
 
 
 def assert_refused(running: Running, raw: bytes) -> None:
