@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from django.conf import settings
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from connections import transitions
 from connections.models import IdempotentAnswer, LoginFlow, ManagedAuthConnection, Task
-from connections.states import TASK_END, TASK_HELD, ConnectionStatus, FlowStatus, FlowStep, TaskKind
+from connections.states import ConnectionStatus, FlowStatus, FlowStep, TaskKind
 from events import clients, log
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,20 @@ def expire_flows(now: dt.datetime) -> int:
     return sum(_one_by_one(lambda pk: transitions.expire_if_due(connection_id=pk, now=now), ids))
 
 
+def lost_tasks(now: dt.datetime) -> QuerySet[Task]:
+    """Tasks that are held under a lease that has run out."""
+    found: QuerySet[Task] = Task.objects.filter(lease_expires_at__lte=now)
+    return found
+
+
 def rescue_tasks(now: dt.datetime) -> int:
     """Tasks whose worker let its lease run out."""
-    lost = Task.objects.filter(status__in=TASK_HELD, lease_expires_at__lte=now)
-    ids = list(lost.order_by("lease_expires_at").values_list("pk", flat=True)[:LIMIT])
+    ids = list(lost_tasks(now).order_by("lease_expires_at").values_list("pk", flat=True)[:LIMIT])
     return sum(_one_by_one(lambda pk: transitions.rescue(task_id=pk, now=now), ids))
 
 
 _RUNNING = Exists(LoginFlow.objects.filter(connection=OuterRef("pk"), status=FlowStatus.IN_PROGRESS))
-_CHECKS = Task.objects.filter(kind=TaskKind.HEALTH_CHECK).exclude(status__in=TASK_END)
+_CHECKS = Task.objects.filter(kind=TaskKind.HEALTH_CHECK, finished_at=None)
 
 
 def queue_checks(now: dt.datetime) -> int:

@@ -268,7 +268,7 @@ OPEN = frozenset(TaskStatus) - TASK_END
 
 def waiting_for(principal: Principal) -> QuerySet[Task]:
     """The tasks that wait for somebody and are not represented by a connection, the longest first."""
-    rows = Task.objects.visible_to(principal).filter(status=TaskStatus.WAITING_FOR_INPUT)
+    rows = _open_to(principal).filter(status=TaskStatus.WAITING_FOR_INPUT)
     found: QuerySet[Task] = rows.exclude(kind__in=TAKES_NONE).order_by("last_activity_at", "pk")
     return found
 
@@ -277,8 +277,14 @@ def counts(principal: Principal) -> dict[str, int]:
     """``waiting``: those of :func:`waiting_for`; ``open``: what ``?status=open`` finds."""
     return {
         "waiting": waiting_for(principal).count(),
-        "open": Task.objects.visible_to(principal).filter(status__in=OPEN).count(),
+        "open": _open_to(principal).count(),
     }
+
+
+def _open_to(principal: Principal) -> QuerySet[Task]:
+    # In the words of an index, for every page counts them, and of ended tasks there are ever more.
+    found: QuerySet[Task] = Task.objects.visible_to(principal).filter(finished_at=None)
+    return found
 
 
 # ── What happened to it ───────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection as database
 from django.db import transaction
-from django.db.models import Count, F
+from django.db.models import Count, F, QuerySet
 from django.db.models.functions import Coalesce
 
 from connections import hooks, telling, vault
@@ -192,17 +192,22 @@ def create(
         return row
 
 
+def open_commands() -> QuerySet[Task]:
+    """Those that have not ended."""
+    found: QuerySet[Task] = Task.objects.filter(kind=TaskKind.COMMAND, finished_at=None)
+    return found
+
+
 def _check_capacity() -> None:
     # Held to the end of the transaction: the next creation counts what this one has added.
     if Capacity.objects.select_for_update().filter(name=COMMANDS).first() is None:
         Capacity.objects.get_or_create(name=COMMANDS)
         Capacity.objects.select_for_update().get(name=COMMANDS)
-    open_ones = Task.objects.filter(kind=TaskKind.COMMAND).exclude(status__in=TASK_END)
-    counted = dict(open_ones.order_by().values_list("status").annotate(count=Count("pk")))
+    if open_commands().count() < settings.COMMAND_LIMIT:
+        return
+    counted = dict(open_commands().order_by().values_list("status").annotate(count=Count("pk")))
     queued = counted.pop(TaskStatus.QUEUED, 0)
-    running = sum(counted.values())
-    if queued + running >= settings.COMMAND_LIMIT:
-        raise NoCapacity(limit=settings.COMMAND_LIMIT, running=running, queued=queued)
+    raise NoCapacity(limit=settings.COMMAND_LIMIT, running=sum(counted.values()), queued=queued)
 
 
 def update(

@@ -9,6 +9,7 @@ from typing import Any
 
 from connections import payloads
 from connections.models import LoginFlow, ManagedAuthConnection, Task
+from connections.states import HookState
 from events.envelope import Change, topic_of
 from events.signals import status_changed
 
@@ -117,6 +118,8 @@ def _task_status(row: Task, *, previous: str, at: dt.datetime, actor: str) -> Ch
         "error": row.error or None,
         "connection_id": row.connection_id,
         "flow_id": row.flow_id,
+        # Its end is to be reported: workers that send reports need not look after every other one.
+        "hook_state": HookState.PENDING.value if row.is_over and row.hook_site else None,
     }
     return _change(
         name="task.status",

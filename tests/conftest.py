@@ -36,6 +36,10 @@ from events import log, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A shell starts what it puts into the background with Ctrl-C ignored, and every process that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # How fast a loaded machine makes up its examples is no property of what is tested.
 settings.register_profile("switchboard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("switchboard")

@@ -210,7 +210,19 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='task',
-            index=models.Index(condition=models.Q(('status__in', ['completed', 'failed', 'killed']), _negated=True), fields=['kind'], name='task_open_of_kind'),
+            index=models.Index(condition=models.Q(('finished_at__isnull', True)), fields=['kind'], name='task_open_of_kind'),
+        ),
+        migrations.AddIndex(
+            model_name='task',
+            index=models.Index(condition=models.Q(('finished_at__isnull', True)), fields=['owner'], name='task_open_of_owner'),
+        ),
+        migrations.RemoveIndex(
+            model_name='task',
+            name='task_rescue',
+        ),
+        migrations.AddIndex(
+            model_name='task',
+            index=models.Index(condition=models.Q(('lease_expires_at__isnull', False)), fields=['lease_expires_at'], name='task_rescue'),
         ),
         migrations.AddField(
             model_name='hookdelivery',

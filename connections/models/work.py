@@ -107,13 +107,13 @@ class Task(Owned):
                 condition=Q(status=TaskStatus.QUEUED),
                 name="task_claim_next",
             ),
+            # SQLite takes a partial index for conditions like these; for a list of statuses it would read the whole table.
             models.Index(
-                fields=["lease_expires_at"], condition=Q(status__in=sorted(TASK_HELD)), name="task_rescue"
+                fields=["lease_expires_at"], condition=Q(lease_expires_at__isnull=False), name="task_rescue"
             ),
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
-            models.Index(
-                fields=["kind"], condition=~Q(status__in=sorted(TASK_END)), name="task_open_of_kind"
-            ),
+            models.Index(fields=["kind"], condition=Q(finished_at__isnull=True), name="task_open_of_kind"),
+            models.Index(fields=["owner"], condition=Q(finished_at__isnull=True), name="task_open_of_owner"),
         ]
 
     def __str__(self) -> str:

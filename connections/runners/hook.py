@@ -29,7 +29,7 @@ from django.utils import timezone
 from connections import hooks
 from connections.drivers import network
 from connections.hooks import Report
-from connections.states import TASK_END
+from connections.states import HookState
 from events import hub as hubs
 from events.envelope import Envelope, Interest
 from events.stream import Events, follow
@@ -256,8 +256,9 @@ class Deliverer:
     def hear(self, envelope: Envelope) -> None:
         """A task has ended, or its report is to be sent again."""
         hook = envelope.data.get("hook")
-        ended = envelope.name == "task.status" and envelope.data.get("status") in TASK_END
-        if ended or (envelope.name == "task.updated" and hook and hook["state"] == "pending"):
+        if envelope.data.get("hook_state") == HookState.PENDING or (
+            envelope.name == "task.updated" and hook and hook["state"] == HookState.PENDING
+        ):
             self.bell.set()
 
 

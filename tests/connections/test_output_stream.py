@@ -41,7 +41,9 @@ class Reading:
         *,
         last: int | None = None,
         consumer: Any = OutputConsumer,
+        stop_after: str = "",
     ) -> None:
+        self.stop_after = stop_after
         self.sent: list[dict[str, Any]] = []
         self.may_send = asyncio.Event()
         self.may_send.set()
@@ -59,7 +61,10 @@ class Reading:
 
     async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
-        self.events.extend(self.parser.feed(message.get("body", b"")))
+        told = list(self.parser.feed(message.get("body", b"")))
+        self.events.extend(told)
+        if any(event.name == self.stop_after for event in told):
+            self.may_send.clear()
         if message.get("body"):
             await self.may_send.wait()
 
@@ -339,9 +344,8 @@ async def test_a_status_alone_writes_nothing_and_a_kill_ends_the_stream(
 
 async def test_C59_a_task_that_is_deleted_takes_its_streams_along(hold: Hold, key: str) -> None:
     await in_db(write, hold, b"x" * 500_000)
-    reading = Reading(hold.task_id, key)
+    reading = Reading(hold.task_id, key, stop_after="ready")
     await reading.named("ready")
-    reading.may_send.clear()
     await in_db(end, hold)
     await in_db(tasks.delete, task_id=hold.task_id, actor="owner", now=timezone.now())
     reading.may_send.set()

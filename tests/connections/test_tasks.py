@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django.db import connections as databases
 from django.db import transaction
 
-from connections import task_inputs, tasks, transitions
+from connections import reconciler, task_inputs, task_picture, tasks, transitions
 from connections.access import of_user
 from connections.models import Task
 from connections.states import TaskKind, TaskStatus
@@ -154,3 +154,21 @@ def test_C23_ends_that_come_together_are_each_told_once_and_what_is_lost_is_left
     told = [(event.object_id, event.data["status"]) for event in events(mark) if event.name == "task.status"]
     assert sorted(told) == sorted((row.pk, row.status) for row in settled)
     assert not rows[asked.task_id].inputs.exclude(sealed=None).exists()
+
+
+@pytest.mark.parametrize(
+    ("look", "index"),
+    [
+        (lambda owner: tasks.open_commands(), "task_open_of_kind"),
+        (lambda owner: reconciler.lost_tasks(T0), "task_rescue"),
+        (lambda owner: task_picture.waiting_for(of_user(owner)), "task_open_of_owner"),
+        (lambda owner: Task.objects.filter(status=TaskStatus.QUEUED, run_after__lte=T0), "task_claim_next"),
+    ],
+)
+def test_what_is_asked_all_the_time_does_not_read_the_tasks_that_have_ended(
+    owner: User, look: Callable[[User], Any], index: str
+) -> None:
+    if databases["default"].vendor != "sqlite":
+        pytest.skip("PostgreSQL decides by what is in the table")
+    plan = look(owner).order_by().explain()
+    assert index in plan, plan

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 
-from connections import hooks, inputs, outputs, payloads, task_api, task_inputs, transitions
+from connections import hooks, inputs, outputs, payloads, task_api, task_inputs, tasks, transitions
 from connections.errors import ApiError
 from connections.management.commands import _shared
 from connections.models import Task
@@ -189,8 +189,8 @@ class Command(_shared.SwitchboardCommand):
                     )
                     sys.exit(INTERRUPTED)
                 asked = True
-                with contextlib.suppress(CommandError), _shared.said_plainly():
-                    # That it has ended meanwhile is what was wanted.
+                # That it has ended meanwhile is what was wanted.
+                with _shared.said_plainly(), contextlib.suppress(tasks.TaskOver):
                     transitions.kill_task(
                         task_id=row.pk, actor=self.actor, reason="Killed in the terminal.", now=_shared.now()
                     )
