@@ -50,9 +50,10 @@ PRUNE_EVERY = 12
 STOP_SECONDS = 8.0
 
 
-#: Commands claimed in one transaction. What is claimed is begun: a few more wait for a moment, and none of them for long.
-CLAIM_AT_ONCE = 8
-MOMENT_SECONDS = 0.01
+#: Commands claimed in one transaction: there is room for all of them.
+CLAIM_AT_ONCE = 20
+#: With room for fewer than this it is waited for a moment: for several, a transaction costs hardly more than for one.
+LITTLE_ROOM, MOMENT_SECONDS = 8, 0.01
 #: Before a lease is over by the worker's own clock and nothing is known, its program is ended.
 DOUBT = 0.9
 
@@ -196,8 +197,7 @@ class Worker:
         return self.commands - sum(job.command is not None for job in self.jobs)
 
     async def _take_commands(self) -> bool:
-        if 0 < self._room() < min(CLAIM_AT_ONCE, self.commands):
-            # Busy: in a moment there may be room for several, which costs hardly more than for one.
+        if 0 < self._room() < min(LITTLE_ROOM, self.commands):
             await asyncio.sleep(MOMENT_SECONDS)
         room = self._room()
         if room <= 0:

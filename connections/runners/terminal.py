@@ -29,8 +29,8 @@ KEEPER = Path(__file__).with_name("keeper.py")
 ANSWER_SECONDS = 30.0
 #: Seconds that a keeper without anything to do needs to end.
 GOODBYE_SECONDS = 1.0
-#: Supervisors that are kept for the next commands.
-IDLE = 8
+#: Supervisors that are kept for the next commands: as many as a worker has at once, when nobody has said otherwise.
+IDLE = 20
 #: A supervisor that has said nothing so long after SIGKILL was due hangs (somebody has stopped it): it is killed, and the keeper ends what it leaves.
 STUCK_SECONDS = 10.0
 _TIOCGPTN = 0x80045430

@@ -126,7 +126,8 @@ RATES = {"ours": rate_of_ours, "huey": rate_of_huey, "django-q2": rate_of_django
 
 
 def _command(size: int) -> list[str]:
-    return ["sh", "-c", f"yes | head -c {size}"]
+    # Where SIGPIPE is ignored, as ptyprocess leaves it, ``yes`` complains about its end.
+    return ["sh", "-c", f"yes 2>/dev/null | head -c {size}"]
 
 
 def plain_pty(size: int) -> tuple[float, int]:
@@ -302,7 +303,7 @@ def throughput(folder: Path, size: int, readers: int, slow: int) -> dict[str, An
             "alone_ratio": kept / seconds / plain,
             "alone_whole": kept == plain_bytes,
         }
-        task_id = _make(running, ["sh", "-c", f"sleep 3; yes | head -c {size}"])
+        task_id = _make(running, ["sh", "-c", f"sleep 3; yes 2>/dev/null | head -c {size}"])
         held = [Reader(running, task_id, slow=number < slow) for number in range(readers)]
         peak = {"server": 0, "worker": 0}
         with measuring(peak, server=server, worker=worker):
