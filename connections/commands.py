@@ -108,6 +108,21 @@ def prepare(
     )
 
 
+def check_still(spec: Json) -> None:
+    """Whether a command that has waited in the queue may still be run: the settings may be others by now.
+
+    :raises NotAllowed: it is neither of a template as it is today, nor may any command be run.
+    """
+    if settings.COMMANDS == "any" and not spec.get("template"):
+        return
+    named: Json | None = settings.COMMAND_TEMPLATES.get(spec.get("template", ""))
+    if settings.COMMANDS == "off" or named is None:
+        raise NotAllowed("This command is not among those that may be run any more.")
+    own, arguments = spec["argv"][: len(named["argv"])], spec["argv"][len(named["argv"]) :]
+    if own != list(named["argv"]) or (arguments and not named["arguments"]):
+        raise NotAllowed("The template of this command is another by now.")
+
+
 def allowed_directory(cwd: str | None) -> str:
     """The folder to run in, as a plain absolute path; without one, the first that is allowed.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from django.conf import settings
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from connections import transitions
+from connections import tasks, transitions
 from connections.models import IdempotentAnswer, LoginFlow, ManagedAuthConnection, Task
 from connections.states import ConnectionStatus, FlowStatus, FlowStep, TaskKind
 from events import clients, log
@@ -92,6 +92,20 @@ def sweep_clients(now: dt.datetime) -> int:
     return clients.sweep()
 
 
+def delete_old_tasks(now: dt.datetime) -> int:
+    """Tasks that ended before ``TASK_RETENTION_DAYS``, with what they wrote: the oldest first, and a limited number, for each is told."""
+    if not settings.TASK_RETENTION_DAYS:
+        return 0
+    before = now - dt.timedelta(days=settings.TASK_RETENTION_DAYS)
+    old = Task.objects.filter(finished_at__lt=before).order_by("finished_at").values_list("pk", flat=True)
+
+    def delete(pk: str) -> bool:
+        tasks.delete(task_id=pk, actor="retention", now=now)
+        return True
+
+    return sum(_one_by_one(delete, list(old[:LIMIT])))
+
+
 def prune_log(now: dt.datetime) -> int:
     """Events older than the retention: all of them, or as many as PRUNE_SECONDS allow."""
     return log.prune_all(now - dt.timedelta(days=settings.EVENT_RETENTION_DAYS), seconds=PRUNE_SECONDS)
@@ -108,7 +122,7 @@ Sweep = Callable[[dt.datetime], int]
 
 #: What cannot wait, and what can.
 URGENT: tuple[Sweep, ...] = (expire_flows, rescue_tasks, sweep_clients, queue_checks, start_reauths)
-LEISURELY: tuple[Sweep, ...] = (plan_checks, prune_log, prune_idempotent_answers)
+LEISURELY: tuple[Sweep, ...] = (plan_checks, prune_log, prune_idempotent_answers, delete_old_tasks)
 
 
 def run(sweeps: tuple[Sweep, ...], *, now: dt.datetime) -> dict[str, int]:

@@ -54,6 +54,7 @@ _WHY = {
     "timeout": "it took too long",
     "cannot_start": "it could not be started",
     "missing_directory": "its folder is missing",
+    "not_allowed": "it may not be run any more",
     "interrupted": "interrupted",
     "worker_lost": "its worker was lost",
 }

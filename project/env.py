@@ -73,6 +73,7 @@ class Knobs:
     client_lease_seconds: int
     poll_seconds: float
     event_retention_days: int
+    task_retention_days: int
     max_body_bytes: int
     connection_quota: int
     commands: str
@@ -359,6 +360,7 @@ def _read(env: Env) -> Knobs:
         client_lease_seconds=env.int("CLIENT_LEASE_SECONDS", 30),
         poll_seconds=env.float("POLL_SECONDS", 0.25 if redis_url else 0.05),
         event_retention_days=env.int("EVENT_RETENTION_DAYS", 30),
+        task_retention_days=env.int("TASK_RETENTION_DAYS", 90),
         max_body_bytes=env.int("MAX_BODY_BYTES", 2_097_152),
         connection_quota=env.int("CONNECTION_QUOTA", 1000),
         commands=env.str("COMMANDS", "").lower() or "off",
@@ -394,6 +396,7 @@ def _read(env: Env) -> Knobs:
     _between("CLIENT_LEASE_SECONDS", knobs.client_lease_seconds, 1, 600)
     _between("POLL_SECONDS", knobs.poll_seconds, 0.01, 1)
     _between("EVENT_RETENTION_DAYS", knobs.event_retention_days, 1, 3650)
+    _between("TASK_RETENTION_DAYS", knobs.task_retention_days, 0, 36500)
     _between("MAX_BODY_BYTES", knobs.max_body_bytes, 1024, 100_000_000)
     _between("CONNECTION_QUOTA", knobs.connection_quota, 1, 10_000_000)
     if knobs.commands not in ("off", "templates", "any"):

@@ -216,6 +216,8 @@ CLIENT_SUSPENDED_SECONDS = KNOBS.client_suspended_seconds
 CLIENT_LEASE_SECONDS = KNOBS.client_lease_seconds
 POLL_SECONDS = KNOBS.poll_seconds
 EVENT_RETENTION_DAYS = KNOBS.event_retention_days
+#: 0: for ever.
+TASK_RETENTION_DAYS = KNOBS.task_retention_days
 CONNECTION_QUOTA = KNOBS.connection_quota
 MAX_BODY_BYTES = KNOBS.max_body_bytes
 COMMANDS = KNOBS.commands

@@ -216,6 +216,10 @@ class Migration(migrations.Migration):
             model_name='task',
             index=models.Index(condition=models.Q(('finished_at__isnull', True)), fields=['owner'], name='task_open_of_owner'),
         ),
+        migrations.AddIndex(
+            model_name='task',
+            index=models.Index(condition=models.Q(('finished_at__isnull', False)), fields=['finished_at'], name='task_ended_when'),
+        ),
         migrations.RemoveIndex(
             model_name='task',
             name='task_rescue',

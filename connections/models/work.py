@@ -112,6 +112,9 @@ class Task(Owned):
                 fields=["lease_expires_at"], condition=Q(lease_expires_at__isnull=False), name="task_rescue"
             ),
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
+            models.Index(
+                fields=["finished_at"], condition=Q(finished_at__isnull=False), name="task_ended_when"
+            ),
             models.Index(fields=["kind"], condition=Q(finished_at__isnull=True), name="task_open_of_kind"),
             models.Index(fields=["owner"], condition=Q(finished_at__isnull=True), name="task_open_of_owner"),
         ]

@@ -31,7 +31,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from connections import outputs, task_inputs, tasks
-from connections.commands import COLS, ROWS, is_below
+from connections.commands import COLS, ROWS, NotAllowed, check_still, is_below
 from connections.models import Task
 from connections.outputs import NotHeld
 from connections.runners.database import Database
@@ -230,6 +230,7 @@ class CommandRun:
         """Start it, and see it through."""
         spec = self._row.spec
         try:
+            check_still(spec)
             cwd = await asyncio.to_thread(real_directory, spec["cwd"])
             self._program = await self._keeper.run(
                 argv=spec["argv"],
@@ -239,6 +240,9 @@ class CommandRun:
                 cols=spec.get("cols") or COLS,
                 grace=settings.COMMAND_KILL_SECONDS,
             )
+        except NotAllowed as why:
+            await self._settle(Outcome(error_code="not_allowed", error=str(why)), b"", 0)
+            return
         except CannotStart as why:
             await self._settle(Outcome(error_code=why.code, error=str(why)), b"", 0)
             return

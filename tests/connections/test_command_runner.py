@@ -369,3 +369,37 @@ def test_several_are_claimed_in_the_order_in_which_they_wait_and_told_one_by_one
     assert [row.pk for row in claimed] == [row.pk for row in rows[:3]]
     assert [told(row) for row in rows] == [["running"], ["running"], ["running"], []]
     assert tasks.claim_several(worker="w", kinds=["login"], limit=3, now=timezone.now()) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("now", "status"),
+    [
+        ({"argv": ["echo"], "arguments": True}, TaskStatus.COMPLETED),
+        ({"argv": ["echo"], "arguments": False}, TaskStatus.FAILED),
+        ({"argv": ["false"], "arguments": True}, TaskStatus.FAILED),
+        (None, TaskStatus.FAILED),
+    ],
+)
+async def test_a_queued_command_of_a_template_that_is_another_by_now_is_not_run(
+    owner: User, settings: Any, now: dict[str, Any] | None, status: str
+) -> None:
+    rest = {"cwd": "", "title": "", "timeout_seconds": None}
+    settings.COMMANDS = "templates"
+    settings.COMMAND_TEMPLATES = {"say": {"argv": ["echo"], "arguments": True, **rest}}
+    row = await in_db(queued, owner, "hello", template="say")
+    settings.COMMAND_TEMPLATES = {} if now is None else {"say": {**now, **rest}}
+    async with at_work():
+        await until_db(ended(row))
+    await in_db(row.refresh_from_db)
+    assert (row.status, row.error_code) == (status, "not_allowed" if status == TaskStatus.FAILED else "")
+
+
+@pytest.mark.asyncio
+async def test_a_queued_command_is_not_run_when_only_templates_may_be(owner: User, settings: Any) -> None:
+    row = await in_db(queued, owner, "echo", "hello")
+    settings.COMMANDS = "templates"
+    async with at_work():
+        await until_db(ended(row))
+    await in_db(row.refresh_from_db)
+    assert (row.status, row.error_code, row.output_bytes) == (TaskStatus.FAILED, "not_allowed", 0)

@@ -14,11 +14,12 @@ from django.contrib.auth.models import User
 from django.db import DatabaseError
 from django.db import connections as databases
 
-from connections import reconciler, transitions
-from connections.models import IdempotentAnswer, LoginFlow
+from connections import reconciler, tasks, transitions
+from connections.models import IdempotentAnswer, LoginFlow, Task
 from connections.states import FlowStatus, FlowStep, TaskStatus
 from events.models import Event
 from tests.connections.flow_support import T0, Story, after, cursor, events
+from tests.connections.task_support import held
 
 LATE = after(settings.FLOW_SECONDS)
 
@@ -137,6 +138,24 @@ def test_old_events_and_old_idempotent_answers_go(owner: User) -> None:
     assert reconciler.prune_log(story.now) == 0
     # The newest event stays: its id tells a cursor of the future from one of the past.
     assert reconciler.prune_log(T0 + days) == count - 1
+
+
+def test_tasks_that_ended_long_ago_are_deleted_and_told_and_those_that_run_are_not(
+    owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, open_one = held(owner), held(owner)
+    tasks.settle(hold=old, now=T0)
+    late = T0 + dt.timedelta(days=settings.TASK_RETENTION_DAYS)
+    mark = cursor()
+    assert reconciler.delete_old_tasks(late) == 0
+    with monkeypatch.context() as forever:
+        forever.setattr(settings, "TASK_RETENTION_DAYS", 0)
+        assert reconciler.delete_old_tasks(late + dt.timedelta(days=9999)) == 0
+    assert reconciler.delete_old_tasks(late + dt.timedelta(seconds=1)) == 1
+    assert [row.pk for row in Task.objects.all()] == [open_one.task_id]
+    assert [(event.name, event.object_id, event.actor) for event in events(mark)] == [
+        ("task.deleted", old.task_id, "retention")
+    ]
 
 
 def test_a_second_pass_finds_nothing(owner: User) -> None:
