@@ -352,6 +352,8 @@ def greeting(admin: Admin) -> list[str]:
         f"    2. Make an API key for the SDK: {manage} create_api_key --name laptop",
         f"    3. Or stay in the terminal:     {manage} connect example.com --profile me",
     ]
+    if settings.COMMANDS == "any":
+        lines.append(f"    4. Run a command in a worker:   COMMANDS=any {manage} task run -- uptime")
     loopback = settings.KNOBS.host in ("127.0.0.1", "::1", "localhost")
     if settings.ALLOW_PRIVATE_TARGETS and not loopback:
         lines += [

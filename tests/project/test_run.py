@@ -81,10 +81,15 @@ def test_a_chosen_password_is_not_printed_and_a_made_one_is(settings: Settings) 
     assert "made-up" not in repr(run.Admin(name="admin", password="made-up"))
 
 
-def test_the_greeting_says_where_it_runs_and_what_comes_next(settings: Settings) -> None:
+@pytest.mark.parametrize(("commands", "steps"), [("off", 3), ("any", 4)])
+def test_the_greeting_says_where_it_runs_and_what_comes_next(
+    settings: Settings, commands: str, steps: int
+) -> None:
+    settings.COMMANDS = commands
     text = "\n".join(run.greeting(run.Admin(name="root")))
     assert settings.BASE_URL in text
-    assert len(re.findall(r"^    \d\. ", text, re.MULTILINE)) == 3
+    assert len(re.findall(r"^    \d\. ", text, re.MULTILINE)) == steps
+    assert ("task run" in text) == (commands == "any")
 
 
 def test_the_commands_that_are_suggested_mean_this_installation(monkeypatch: pytest.MonkeyPatch) -> None:

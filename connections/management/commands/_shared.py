@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -151,8 +152,12 @@ def said_plainly() -> Iterator[None]:
         raise CommandError("The connection was deleted meanwhile.") from error
     except Task.DoesNotExist as error:
         raise CommandError("The task was deleted meanwhile.") from error
+    except commands.NotAllowed as error:
+        hint = ""
+        if settings.COMMANDS == "off":
+            hint = " Where server and worker have COMMANDS=any, as `make run` gives it to them, it is needed here as well: COMMANDS=any manage.py …"
+        raise CommandError(translate(error).message + hint) from error
     except (
-        commands.NotAllowed,
         commands.InvalidCommand,
         tasks.NoCapacity,
         tasks.TaskOver,
