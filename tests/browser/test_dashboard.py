@@ -20,6 +20,9 @@ playwright_api = pytest.importorskip("playwright.sync_api")
 expect = playwright_api.expect
 
 #: Collected by the page itself: what the policy refused, and what nobody caught.
+#: How much wider than its window the page is, in pixels.
+OVERHANG = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
 WATCH = """
 window.__wrong = [];
 document.addEventListener("securitypolicyviolation", (e) => window.__wrong.push(`csp: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`));
@@ -337,6 +340,8 @@ def test_C39_the_page_comes_back_by_itself_and_is_as_new_as_the_server(
         own_running.stop("server")
         expect(tab.page.locator("#badge")).to_have_attribute("data-state", "reconnecting")
         expect(tab.page.locator("#badge-text")).to_contain_text("as of")
+        # The badge has more to say than usual: the page is not wider for it.
+        assert tab.page.evaluate(OVERHANG) <= 0
         # What happens while nobody listens is not missed.
         own_running.manage("shell", "--no-imports", "-c", _CANCEL.format(connection=json.dumps(connection)))
         own_running.start("server")
@@ -410,9 +415,7 @@ def test_every_page_fits_its_width_and_breaks_no_policy(
         for path in [None, *paths]:
             if path is not None:
                 tab.page.goto(path)
-            wide = tab.page.evaluate(
-                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
+            wide = tab.page.evaluate(OVERHANG)
             assert wide <= 0, f"{path} is {wide} px too wide"
             name = (path or "/link").strip("/").replace("/", "-").replace(connection, "detail") or "home"
             tab.page.screenshot(path=tmp_path / f"{name}-{width}-{scheme}.png", full_page=True)

@@ -249,7 +249,7 @@ test("B27 disconnected by an operator: the reason is shown, and the page stays a
   tab.stream.end();
   await pass(120_000);
   assert.equal(tab.streams.length, 1);
-  assert.match(tab.text, /^Disconnected: maintenance of <b>this<\/b> · as of/);
+  assert.match(tab.text, /^Disconnected: maintenance of <b>this<\/b> · as\u00a0of/);
 });
 
 test("B28 a stream that is silent for two and a half heartbeats is dead: it is built anew from the cursor", async () => {

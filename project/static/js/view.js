@@ -41,8 +41,8 @@ export function show(state, { message, until } = {}) {
   $("stale-line").hidden = fine;
   const draw = () => {
     const at = freshAt.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-    const left = until ? ` in ${Math.max(0, Math.ceil((until - Date.now()) / 1000))} s` : "";
-    $("badge-text").textContent = `${words}${message ? `: ${message}` : ""}${left}${fine ? "" : ` · as of ${at}`}`;
+    const left = until ? ` in\u00a0${Math.max(0, Math.ceil((until - Date.now()) / 1000))}\u00a0s` : "";
+    $("badge-text").textContent = `${words}${message ? `: ${message}` : ""}${left}${fine ? "" : ` · as\u00a0of\u00a0${at.replace(/\s/g, "\u00a0")}`}`;
   };
   draw();
   if (until || state === "standby") countdown = setInterval(draw, 500);
