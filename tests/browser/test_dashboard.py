@@ -19,10 +19,9 @@ from tests.sites import app as sites
 playwright_api = pytest.importorskip("playwright.sync_api")
 expect = playwright_api.expect
 
-#: Collected by the page itself: what the policy refused, and what nobody caught.
 #: How much wider than its window the page is, in pixels.
 OVERHANG = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
+#: Collected by the page itself: what the policy refused, and what nobody caught.
 WATCH = """
 window.__wrong = [];
 document.addEventListener("securitypolicyviolation", (e) => window.__wrong.push(`csp: ${e.violatedDirective} ${e.blockedURI} ${e.sample}`));
