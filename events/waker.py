@@ -30,6 +30,8 @@ GROUP = "switchboard.events"
 MESSAGE = {"type": "events.wake"}
 
 SEND_SECONDS = 3.0
+#: Between two wake-ups at least; the first is sent at once. As long as hubs join events (``hub.JOIN_SECONDS``).
+PAUSE_SECONDS = 0.01
 #: How long a process that ends waits for its last wake-up to leave.
 EXIT_SECONDS = 1.0
 
@@ -137,6 +139,8 @@ class _Sender:
             with self._lock:
                 if asked == self._asked:
                     self._quiet.set()
+            # Whoever has been woken joins what comes within this time anyway, so another wake-up would not be heard earlier.
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 _sender = _Sender()
