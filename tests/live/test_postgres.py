@@ -25,8 +25,8 @@ def test_C36_a_login_on_postgresql_and_redis_is_followed_to_its_end(tmp_path: Pa
         services.redis(tmp_path) as redis,
         run_switchboard(tmp_path, DATABASE_URL=database.url, REDIS_URL=redis.url) as running,
         Site(scenario="simple") as site,
+        Kernel(api_key=running.api_key, base_url=running.url, max_retries=0) as client,
     ):
-        client = Kernel(api_key=running.api_key, base_url=running.url, max_retries=0)
         connection = client.auth.connections.create(domain=site.domain, profile_name="p")
         client.auth.connections.login(connection.id)
         asked: list[str] = []
