@@ -80,7 +80,7 @@ def test_B19_B23_expiry_and_a_reconnect_at_once_end_resumed_or_anew_and_the_clie
     assert done["wrong"] == []
     assert done["times"] == TIMES
     # Both came out, or it was no race.
-    assert min(done["resumed"], done["anew"]) > 0, done
+    assert min(done["resumed"], done["anew"]) > TIMES / 100, done
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -92,7 +92,7 @@ def test_B18_B20_expiry_and_a_takeover_at_once_leave_one_owner_and_whoever_lost_
     print(done)
     assert done["wrong"] == []
     assert done["times"] == TIMES
-    assert min(done["taken over"], done["expired before"]) > 0, done
+    assert min(done["taken over"], done["expired before"]) > TIMES / 100, done
 
 
 @pytest.mark.parametrize("database", DATABASES)
