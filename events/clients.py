@@ -1,7 +1,7 @@
 """Clients that come back, and what they have claimed. The only writer of Client, Claim and Presence.
 
 Every write is conditional on (client, epoch): a close, a lease, a timer of a stream that has been replaced matches no row, and that is an
-answer and not an error. Time is the database's. Rows are locked in one order: clients, then claims, then the log.
+answer and not an error. Time is the database's. Locks are taken in one order: that of newcomers, clients by their key, claims, the log.
 
 What happens between a drop and its end (spec/behaviours.md, "The stable id"): the server that lost the stream makes the client
 *inactive*; a server that died lets its leases run out, which is found by :func:`sweep`. After the grace time the claims are released, in
@@ -60,6 +60,10 @@ MAX_LAG = 1000
 LAG_GRACE = dt.timedelta(seconds=1)
 
 
+#: Any fixed number, and another one than that of the log: see :func:`_lock_newcomers`.
+NEWCOMERS_LOCK = 0x5B_10_61
+
+
 class Unknown(Exception):
     """The caller has no such client, or it is over. It heals by connecting again."""
 
@@ -70,6 +74,10 @@ class Claimed(Exception):
     def __init__(self, claim: Json) -> None:
         super().__init__(claim["user"])
         self.claim = claim
+
+
+class _Purged(Exception):
+    """A row went between the look and the lock."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -431,17 +439,25 @@ def connect(arrivals: Sequence[Arrival]) -> list[Outcome]:
     Same page, or no live stream: the client goes on under the next epoch. Another page, and a live stream: a :class:`Question`.
     An id that cannot be had is answered with another one.
     """
-    with transaction.atomic():
-        now = database_now()
-        wanted = [_normal(arrival) for arrival in arrivals]
-        batch = _Batch(now)
-        found = _found([(each, cid) for each, cid in zip(arrivals, wanted, strict=True) if cid], batch)
-        outcomes = [
-            _arrive(arrival, cid, found.get((arrival.caller.owner_id, cid or "")), batch)
-            for arrival, cid in zip(arrivals, wanted, strict=True)
-        ]
-        batch.write()
-        return outcomes
+    while True:
+        try:
+            with transaction.atomic():
+                return _connect(arrivals)
+        except _Purged:
+            # Its locks are given back first: a row is never made behind rows that are locked.
+            continue
+
+
+def _connect(arrivals: Sequence[Arrival]) -> list[Outcome]:
+    batch = _Batch(database_now())
+    wanted = [_normal(arrival) for arrival in arrivals]
+    found = _found([(each, cid) for each, cid in zip(arrivals, wanted, strict=True) if cid], batch)
+    outcomes = [
+        _arrive(arrival, cid, found.get((arrival.caller.owner_id, cid or "")), batch)
+        for arrival, cid in zip(arrivals, wanted, strict=True)
+    ]
+    batch.write()
+    return outcomes
 
 
 def _normal(arrival: Arrival) -> str | None:
@@ -452,42 +468,48 @@ def _normal(arrival: Arrival) -> str | None:
 
 
 def _found(wanted: Sequence[tuple[Arrival, str]], batch: _Batch) -> dict[tuple[int, str], Client]:
-    """Their rows by owner and id, locked; made where there are none, and room for them."""
-    found: dict[tuple[int, str], Client] = {}
+    """Their rows by owner and id, locked; made where there are none, and room for them.
+
+    :raises _Purged: one of them went between the look and the lock.
+    """
+    if not wanted:
+        return {}
+    # Every one of these owners with every one of these ids: a hundred pairs would be a query that costs more to write than to answer.
+    owners = {arrival.caller.owner_id for arrival, _ in wanted}
+    rows = Client.objects.filter(owner__in=owners, cid__in={cid for _, cid in wanted})
+    # Of several that bring one id the first one makes it, and is its session.
+    names = {(arrival.caller.owner_id, cid): arrival for arrival, cid in reversed(wanted)}
     without: set[tuple[int, str]] = set()
-    # Again for what was purged between the look and the lock.
-    while missing := [
-        each for each in wanted if (each[0].caller.owner_id, each[1]) not in found.keys() | without
-    ]:
-        without |= _insert(missing, batch)
-        # Every one of these owners with every one of these ids: a hundred pairs would be a query that costs more to write than to answer.
-        owners = {arrival.caller.owner_id for arrival, _ in missing}
-        rows = Client.objects.filter(owner__in=owners, cid__in={cid for _, cid in missing})
-        found |= {(row.owner_id, row.cid): row for row in _locked(rows)}
+    if names.keys() - set(rows.values_list("owner_id", "cid")):
+        _lock_newcomers()
+        known = set(rows.values_list("owner_id", "cid"))
+        without = _insert({name: each for name, each in names.items() if name not in known}, batch)
+    found = {(row.owner_id, row.cid): row for row in _locked(rows)}
+    if names.keys() - found.keys() - without:
+        raise _Purged
     return found
 
 
-def _insert(wanted: Iterable[tuple[Arrival, str]], batch: _Batch) -> set[tuple[int, str]]:
-    """Rows for ids that are new; returns those for which there is no room. Two processes may do so at once: the second finds the first one's."""
-    wanted = list(wanted)
-    known: set[tuple[int, str]] = set()
-    if wanted:
-        owners = {each.caller.owner_id for each, _ in wanted}
-        rows = Client.objects.filter(owner__in=owners, cid__in=[cid for _, cid in wanted])
-        known = set(rows.values_list("owner_id", "cid"))
-    # In one order: two processes that insert the same ids may wait for each other, and never in a circle.
-    new: dict[tuple[int, str], Client] = {}
-    without: set[tuple[int, str]] = set()
-    for each, cid in sorted(wanted, key=lambda pair: (pair[0].caller.owner_id, pair[1])):
-        name = (each.caller.owner_id, cid)
-        if name in known or name in new:
-            continue
-        if batch.has_room(each.caller.owner_id):
-            new[name] = Client(owner_id=each.caller.owner_id, cid=cid, binding=each.caller.binding)
-        else:
-            without.add(name)
-    Client.objects.bulk_create(new.values(), ignore_conflicts=True)
-    return without
+def _lock_newcomers() -> None:
+    """One transaction at a time makes rows for ids that are new, and this lock is the first one that it takes.
+
+    On PostgreSQL an INSERT waits for whoever has inserted the same id and not committed yet. Two that did so, each with rows locked that the
+    other one wants next, would wait in a circle. SQLite has one writer.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [NEWCOMERS_LOCK])
+
+
+def _insert(wanted: Mapping[tuple[int, str], Arrival], batch: _Batch) -> set[tuple[int, str]]:
+    """Rows for ids that are new; returns those for which there is no room."""
+    room = {name: batch.has_room(name[0]) for name in wanted}
+    Client.objects.bulk_create(
+        Client(owner_id=owner_id, cid=cid, binding=each.caller.binding)
+        for (owner_id, cid), each in wanted.items()
+        if room[owner_id, cid]
+    )
+    return {name for name in wanted if not room[name]}
 
 
 def _make_room(owner_id: int) -> int:

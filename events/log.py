@@ -59,8 +59,8 @@ from events.models import Event, LogMark
 READ_BYTES = 1 << 18
 _FIRST_ROWS = 8
 
-#: Any fixed number: the key of the advisory lock that puts writers of the log in a row. Locks of this kind belong to one database,
-#: and nothing else here takes any (Django does not, either).
+#: Any fixed number: the key of the advisory lock that puts writers of the log in a row. Locks of this kind belong to one database;
+#: Django takes none, and the one other here is ``events.clients.NEWCOMERS_LOCK``, which is taken long before this one.
 ORDER_LOCK = 0x5B_10_60
 
 _COLUMNS = ("name", "topic", "audience", "object_id", "version", "at", "actor", "data")

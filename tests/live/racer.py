@@ -5,6 +5,7 @@ database they are processes. One after the other:
 
 ``reconnect``: a client whose time is over is swept, every third time by two, while it comes back; so often.
 ``takeover``: the same, while somebody else takes over what it was handling; every other time it comes back as well.
+``purge``: a row that is purged just before it is locked, while another process comes for it; on PostgreSQL, where rows are locked one by one.
 ``storm``: six do at random everything that there is, so many words altogether.
 
 After each the log is read, as a page would, and held against the rows and against what each caller was answered. Prints a line
@@ -175,6 +176,19 @@ class Reader:
 # ── Races ──
 
 
+class Handicap:
+    """How much later the quicker one starts, so that it wins about every other race, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self._seconds = APART
+
+    def wait(self) -> None:
+        time.sleep(random.uniform(0, 2 * self._seconds))
+
+    def won(self, won: bool) -> None:
+        self._seconds = min(self._seconds * 1.2, 1.0) if won else max(self._seconds / 1.2, APART / 100)
+
+
 class Race:
     """Everybody starts at about the same moment, again and again; each in a thread with a connection of its own."""
 
@@ -253,12 +267,15 @@ def race_with_a_reconnect(people: list[Caller], times: int) -> dict[str, Any]:
     rows = _away_with_a_claim(who, times)
     reader = Reader()
     welcomes: list[Welcome] = []
+    handicap = Handicap()
 
     def come_back(number: int) -> None:
+        handicap.wait()
         (outcome,) = clients.connect(
             [Arrival(caller=who, cid=cid_of(number), page="page-one", process=PROCESS)]
         )
         assert isinstance(outcome, Welcome)
+        handicap.won(outcome.resumed)
         welcomes.append(outcome)
 
     race = Race([one_sweeper, now_and_then_another, come_back])
@@ -292,6 +309,7 @@ def race_with_a_takeover(people: list[Caller], times: int) -> dict[str, Any]:
     clients.connect([Arrival(caller=other, cid=other_cid, page="page-two", process=PROCESS)])
     welcomes: list[Welcome] = []
     pictures: list[dict[str, Any]] = []
+    handicap = Handicap()
 
     def come_back(number: int) -> None:
         if number % 2:
@@ -302,10 +320,12 @@ def race_with_a_takeover(people: list[Caller], times: int) -> dict[str, Any]:
             welcomes.append(outcome)
 
     def take_over(number: int) -> None:
-        # It is quicker than a sweep, and shall not always be the first.
-        time.sleep(random.uniform(0, 2 * APART))
+        handicap.wait()
         words: dict[str, Any] = {"caller": other, "cid": other_cid, "audience": who.owner_id}
-        pictures.append(clients.take(**words, subject=f"task:{number}", takeover=True))
+        picture = clients.take(**words, subject=f"task:{number}", takeover=True)
+        # Taken from its owner; after an expiry it would be the third change.
+        handicap.won(picture["version"] == 2)
+        pictures.append(picture)
 
     race = Race([one_sweeper, now_and_then_another, take_over, come_back])
     for number in range(times):
@@ -326,6 +346,96 @@ def race_with_a_takeover(people: list[Caller], times: int) -> dict[str, Any]:
         if reader.versions[subject] not in (2, 3):
             wrong.append(f"{subject} changed {reader.versions[subject]} times")
     return {"times": len(pictures), "taken over": first, "expired before": times - first, "wrong": wrong}
+
+
+class Purge:
+    """Two clients come back together, and one of them is purged between the look and the lock. Before its row is made again, another process
+    comes for the same two: neither may hold what the other one waits for.
+
+    It is a wrapper of the statements of this thread's connection (``execute_wrapper``), so that each of the others has its turn at one statement.
+    """
+
+    def __init__(self, who: Caller, number: int) -> None:
+        self.cids = [cid_of(2 * number), cid_of(2 * number + 1)]
+        self.welcomes: list[Welcome] = []
+        self.faults: list[str] = []
+        #: Whether the other one had to wait for this one.
+        self.waited = False
+        self._who = who
+        self._steps = [self._purge, self._another_comes]
+        self._others: list[threading.Thread] = []
+        self._pid = 0
+        now = clients.database_now()
+        Client.objects.bulk_create(
+            Client(
+                owner_id=self._who.owner_id, cid=cid, binding=self._who.binding, who=self._who.who, page="page-one", epoch=1, version=2,
+                state=ClientState.EXPIRED, last_seen_at=now - age,
+            )
+            for cid, age in zip(self.cids, (dt.timedelta(), 2 * clients.KEPT), strict=True)
+        )  # fmt: skip
+
+    def run(self) -> None:
+        with connection.execute_wrapper(self):
+            self._say_faults(lambda: self._come("page-two"))
+        for other in self._others:
+            other.join(60)
+
+    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if len(self._steps) == 1 or (self._steps and "FOR UPDATE" in sql):
+            self._steps.pop(0)()
+        return execute(sql, params, many, context)
+
+    def _purge(self) -> None:
+        self._start(clients.sweep).join(60)
+
+    def _another_comes(self) -> None:
+        """Goes on when it is done, or waits."""
+        other = self._start(lambda: self._come("page-three"))
+        with connection.cursor() as cursor:
+            while other.is_alive() and not self.waited:
+                other.join(0.005)
+                cursor.execute("SELECT cardinality(pg_blocking_pids(%s))", [self._pid])
+                self.waited = bool(cursor.fetchone()[0])
+
+    def _start(self, work: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                (self._pid,) = cursor.fetchone()
+            self._say_faults(work)
+            connection.close()
+
+        self._others.append(threading.Thread(target=run, daemon=True))
+        self._others[-1].start()
+        return self._others[-1]
+
+    def _come(self, page: str) -> None:
+        both = [Arrival(caller=self._who, cid=cid, page=page, process=PROCESS) for cid in self.cids]
+        self.welcomes += [each for each in clients.connect(both) if isinstance(each, Welcome)]
+
+    def _say_faults(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.faults.append(f"{type(error).__name__} {error}")
+
+
+def race_with_a_purge(people: list[Caller], times: int) -> dict[str, Any]:
+    races = [Purge(people[0], number) for number in range(times)]
+    reader = Reader()
+    for race in races:
+        race.run()
+    reader.read()
+    reader.hold_against_the_rows()
+    # A row that was made anew begins at its first epoch; the other one had an epoch already.
+    epochs = Counter((each.cid == race.cids[1], each.epoch) for race in races for each in race.welcomes)
+    return {
+        "times": times,
+        "made anew": epochs[True, 1],
+        "went on": epochs[False, 2],
+        "waited": sum(race.waited for race in races),
+        "wrong": [fault for race in races for fault in race.faults] + reader.wrong,
+    }
 
 
 # ── Everything at once ──
@@ -466,8 +576,11 @@ def main() -> None:
     for name, work in (
         ("reconnect", lambda: race_with_a_reconnect(people, options.times)),
         ("takeover", lambda: race_with_a_takeover(people, options.times)),
+        ("purge", lambda: race_with_a_purge(people, max(1, options.times // 25))),
         ("storm", lambda: storm(people, options.storm)),
     ):
+        if name == "purge" and connection.vendor != "postgresql":
+            continue
         for model in (Presence, Claim, Client, Event):
             model.objects.all().delete()
         began = time.monotonic()
