@@ -24,11 +24,11 @@ run: export COMMAND_ON_STOP ?= interrupt
 run: $(VENV)/.runtime ## Start server and worker on http://127.0.0.1:8000 (PORT=, HOST=, DATA_DIR= ...)
 	@$(BIN)/python -m project.run
 
-# A file at a time, for its servers are its own.
+# A file at a time, for its servers are its own. Three for two cores: a third of the time of a live test is waiting.
 test: $(VENV)/.dev browser ## Run every test (ARGS="-k A28" for some of them)
 	@if ! command -v node >/dev/null 2>&1; then echo "node is missing: the tests of the scripts (tests/js) are left out"; \
 	else node --test tests/js/*.test.mjs; fi
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Check style, types, the law of imports, and that no migration is missing
 	$(BIN)/ruff check .

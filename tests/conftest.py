@@ -187,6 +187,10 @@ class Running:
             raise AssertionError(f"manage.py {' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
+    def shell(self, script: str) -> str:
+        """Run a script in this installation, in a process of its own; returns what it printed. A script that raises is a failed test."""
+        return _shell_of(self.env).run(script)
+
     def start(self, name: str) -> None:
         """Start ``server`` or ``worker`` (any name that begins so); its output goes to ``<data_dir>/<name>.log``."""
         words = {
@@ -218,6 +222,53 @@ class Running:
         )
 
 
+class _Shell:
+    """A process of :mod:`tests.shell`."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.shell"],
+            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, script: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(script) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the shell ended ({self._process.poll()}):\n{script}"
+        printed, error = json.loads(line)
+        assert not error, f"{script}\n{printed}\n{error}"
+        return str(printed)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+#: By the environment: an installation with other knobs is another one. Only the latest, for each takes memory.
+_shells: dict[tuple[tuple[str, str], ...], _Shell] = {}
+SHELLS = 2
+
+
+def _shell_of(env: dict[str, str]) -> _Shell:
+    name = tuple(sorted(env.items()))
+    found = _shells.pop(name, None)
+    if found is None:
+        while len(_shells) >= SHELLS:
+            _shells.pop(next(iter(_shells))).close()
+        found = _Shell(env)
+    _shells[name] = found
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shells_are_closed() -> Iterator[None]:
+    yield
+    while _shells:
+        _shells.popitem()[1].close()
+
+
 def no_client_was_harmed(running: Running) -> None:
     """The counters of FAULTS, of a server that is about to be stopped and answers; one that was killed or hangs took them along."""
     request = urllib.request.Request(f"{running.url}/metrics")
@@ -245,13 +296,16 @@ PATIENCE = 3
 
 
 def until(condition: Callable[[], Any], seconds: float, message: str = "it did not happen in time") -> Any:
-    """Wait for a condition; its value when it is true, a failed test when it never is. ``seconds`` are those of an idle machine."""
-    end = time.monotonic() + seconds * PATIENCE
-    while time.monotonic() < end:
+    """Wait for a condition; its value when it is true, a failed test when it never is. ``seconds`` are those of an idle machine.
+
+    Most conditions ask a server. The longer it takes the less often it is looked at, so that what is waited for has the processor.
+    """
+    begin = time.monotonic()
+    while (waited := time.monotonic() - begin) < seconds * PATIENCE:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(min(max(0.01, waited / 10), 0.25))
     raise AssertionError(message)
 
 

@@ -324,7 +324,7 @@ print("TASK", task.id)
 def test_a_task_that_takes_lines_shows_who_looks_who_types_and_who_handles_it(
     boss: Any, other: Any, office: Running
 ) -> None:
-    task = office.manage("shell", "--no-imports", "-c", OPEN).split("TASK", 1)[1].strip()
+    task = office.shell(OPEN).split("TASK", 1)[1].strip()
     theirs, mine = other(f"/tasks/{task}"), boss(f"/tasks/{task}")
     for tab in (theirs, mine):
         is_live(tab)

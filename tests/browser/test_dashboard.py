@@ -342,7 +342,7 @@ def test_C39_the_page_comes_back_by_itself_and_is_as_new_as_the_server(
         # The badge has more to say than usual: the page is not wider for it.
         assert tab.page.evaluate(OVERHANG) <= 0
         # What happens while nobody listens is not missed.
-        own_running.manage("shell", "--no-imports", "-c", _CANCEL.format(connection=json.dumps(connection)))
+        own_running.shell(_CANCEL.format(connection=json.dumps(connection)))
         own_running.start("server")
         own_running.wait_until_up()
         expect(state(tab)).to_contain_text("Cancelled by test", timeout=40_000)

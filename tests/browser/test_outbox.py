@@ -56,7 +56,7 @@ class Task:
 
     def texts(self) -> list[str]:
         """What the server has accepted, in the order of acceptance. Every line has another message id."""
-        said = self.running.manage("shell", "--no-imports", "-c", LINES.format(task=self.id))
+        said = self.running.shell(LINES.format(task=self.id))
         lines = json.loads(said.split("LINES", 1)[1])
         assert len({name for name, _ in lines}) == len(lines)
         return [text for _, text in lines]
@@ -72,7 +72,7 @@ def make_tasks(running: Running, count: int = 1) -> list[Task]:
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         connection = json.load(answer)["id"]
-    said = running.manage("shell", "--no-imports", "-c", OPEN.format(connection=connection, count=count))
+    said = running.shell(OPEN.format(connection=connection, count=count))
     return [Task(id=found, running=running) for found in re.findall(r"TASK (\S+)", said)]
 
 

@@ -254,7 +254,7 @@ def _installed(data_dir: Path, database: services.PostgreSQL | None) -> tuple[st
         env = _environment(place, 1, {"DATABASE_URL": database.url} if database else {})
         first = Running(url="", env=env, data_dir=place, api_key="", other_api_key="")
         first.manage("migrate", "--verbosity", "0")
-        printed = first.manage("shell", "--no-imports", "-c", MAKE)
+        printed = first.shell(MAKE)
         _made[kind] = place, json.loads(printed.split("KEYS", 1)[1])
     place, keys = _made[kind]
     shutil.copytree(place, data_dir, dirs_exist_ok=True)

@@ -105,10 +105,7 @@ class Commands:
         """What was told of the task's status, in order."""
         # A copy of the database would do as well: the log is the one thing that says what was told.
         events: list[str] = []
-        printed = self.running.manage(
-            "shell",
-            "--no-imports",
-            "-c",
+        printed = self.running.shell(
             "import sys\nfrom events.models import Event\n"
             f"for row in Event.objects.filter(name='task.status', object_id={task!r}).order_by('id'):\n"
             "    print('STATUS', row.data['status'])\n",

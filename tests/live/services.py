@@ -471,7 +471,7 @@ def cluster(
             )
         first = nodes[0]
         first.manage("migrate", "--verbosity", "0")
-        keys = json.loads(first.manage("shell", "--no-imports", "-c", SETUP).split("KEYS", 1)[1])
+        keys = json.loads(first.shell(SETUP).split("KEYS", 1)[1])
         for node in nodes:
             node.api_key, node.other_api_key = keys
         made = Cluster(

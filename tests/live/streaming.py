@@ -190,9 +190,7 @@ def write_elsewhere(
     running: Running, count: int, *, topic: str, size: int = 10, username: str = "admin"
 ) -> None:
     """Events of the log, written by another process: a management command."""
-    running.manage(
-        "shell", "--no-imports", "-c", WRITE.format(username=username, count=count, size=size, topic=topic)
-    )
+    running.shell(WRITE.format(username=username, count=count, size=size, topic=topic))
 
 
 def pid_of(running: Running) -> int:

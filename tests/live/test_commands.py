@@ -517,8 +517,7 @@ def test_C20_C21_C23_kill_against_natural_end_has_one_outcome_everywhere(tmp_pat
             for reader in readers:
                 reader.join()
         assert broken == []
-        printed = commands.running.manage(
-            "shell", "--no-imports", "-c",
+        printed = commands.running.shell(
             "import json\nfrom events.models import Event\nfrom connections.models import HookDelivery\n"
             "ends = {}\n"
             "for row in Event.objects.filter(name='task.status').order_by('id'):\n"

@@ -503,7 +503,7 @@ def test_a_connection_to_postgresql_has_the_limits_that_keep_one_stuck_process_f
         "application_name": "switchboard",
     }.items():
         code = f"{show}    c.execute('SHOW {name}'); print('IS', c.fetchone()[0])\nconnection.close()\nconnection.close_pool()"
-        printed = cluster.nodes[0].manage("shell", "--no-imports", "-c", code)
+        printed = cluster.nodes[0].shell(code)
         assert printed.split("IS ")[1].strip() == value
 
 

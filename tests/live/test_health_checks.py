@@ -34,7 +34,7 @@ def manage(client: Program, script: str) -> str:
         "import datetime as dt\nfrom django.utils import timezone\n"
         "from connections.models import *\nnow = timezone.now()\n"
     )
-    return client.running.manage("shell", "--no-imports", "-c", head + script)
+    return client.running.shell(head + script)
 
 
 def make_due(client: Program, *connections: str) -> None:

@@ -45,7 +45,7 @@ hooks.redeliver(task_id={task!r}, actor="admin", now=timezone.now())
 
 
 def shell(running: Running, script: str) -> str:
-    return running.manage("shell", "--no-imports", "-c", script)
+    return running.shell(script)
 
 
 def end_tasks(running: Running, *urls: str) -> list[str]:

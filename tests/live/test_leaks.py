@@ -274,7 +274,7 @@ print("MADE", json.dumps([user.pk, row.pk, plain]))
 
 def person(cluster: Cluster, name: str) -> tuple[int, int, str]:
     """A new user with a key: their number, the key's, and the key."""
-    printed = cluster.nodes[0].manage("shell", "--no-imports", "-c", MAKE.format(name=name))
+    printed = cluster.nodes[0].shell(MAKE.format(name=name))
     user, key, plain = json.loads(printed.split("MADE", 1)[1])
     return user, key, plain
 

@@ -150,8 +150,7 @@ class Polling:
 
 
 def table(running: Running, after: int = 0) -> list[int]:
-    printed = running.manage(
-        "shell", "--no-imports", "-c",
+    printed = running.shell(
         "import json; from events.models import Event; "
         f"print('IDS', json.dumps(list(Event.objects.filter(id__gt={after}).order_by('id').values_list('id', flat=True))))",
     )  # fmt: skip

@@ -73,7 +73,7 @@ def new_connection(two: Cluster) -> str:
 
 def shell(two: Cluster, script: str, word: str) -> str:
     """What the script printed after ``word``."""
-    said = two.nodes[0].manage("shell", "--no-imports", "-c", script)
+    said = two.nodes[0].shell(script)
     return said.split(word, 1)[1].split()[0]
 
 

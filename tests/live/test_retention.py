@@ -80,8 +80,7 @@ def test_C44_a_cursor_from_before_the_retention_is_reset_and_the_stream_goes_on(
 
 def test_nobody_has_to_call_the_command_for_every_worker_prunes(installed: Running) -> None:
     write_elsewhere(installed, 3, topic="aged")
-    installed.manage(
-        "shell", "--no-imports", "-c",
+    installed.shell(
         "import datetime as dt; from django.conf import settings; from django.db.models import F; from events.models import Event; "
         "Event.objects.update(at=F('at') - dt.timedelta(days=settings.EVENT_RETENTION_DAYS + 1))",
     )  # fmt: skip

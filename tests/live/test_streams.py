@@ -227,14 +227,10 @@ User.objects.filter(username="leaver").update(is_active=False)
 def test_A49_a_revoked_key_and_a_deactivated_user_end_the_stream_within_a_heartbeat(
     quick: Running, user: str, name: str, end: str
 ) -> None:
-    key = (
-        quick.manage("shell", "--no-imports", "-c", _MAKE.format(user=user, name=name))
-        .split("KEY ")[1]
-        .strip()
-    )
+    key = quick.shell(_MAKE.format(user=user, name=name)).split("KEY ")[1].strip()
     with events(quick, key=key) as stream:
         stream.named("ready")
-        quick.manage("shell", "--no-imports", "-c", end)
+        quick.shell(end)
         assert stream.named("end", 3).json() == {"reason": "session_over", "reconnect": False}
         assert stream.ended.wait(30)
         assert stream.names()[-1] == "end"
@@ -257,8 +253,7 @@ def flood_and_revoke(running: Running) -> None:
         stream.named("ready")
         while call(running, "GET", "/auth/connections", key="sk_wrong")[0] != 429:
             pass
-        running.manage(
-            "shell", "--no-imports", "-c",
+        running.shell(
             "from connections.models import ApiKey; from django.utils import timezone\n"
             "ApiKey.objects.filter(name='flooded').update(revoked_at=timezone.now())",
         )  # fmt: skip
@@ -266,8 +261,7 @@ def flood_and_revoke(running: Running) -> None:
 
 
 def test_A49_signing_out_ends_the_streams_of_the_session(quick: Running) -> None:
-    made = quick.manage(
-        "shell", "--no-imports", "-c",
+    made = quick.shell(
         "from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY\n"
         "from django.contrib.auth.models import User\n"
         "from django.contrib.sessions.backends.db import SessionStore\n"
@@ -287,8 +281,7 @@ def test_A49_signing_out_ends_the_streams_of_the_session(quick: Running) -> None
         # Row B51: the page of somebody who was signed in here before gets nothing of the one who is now.
         with Stream(f"{quick.url}/live", headers=cookie | {"X-Page-User": "user:0"}) as former:
             assert former.status == 401
-        quick.manage(
-            "shell", "--no-imports", "-c",
+        quick.shell(
             f"from django.contrib.sessions.models import Session; Session.objects.filter(pk='{made}').delete()",
         )  # fmt: skip
         for each in (stream, live):
@@ -507,7 +500,7 @@ def test_C40_a_burst_is_drawn_once_for_each_object_that_it_names(running: Runnin
     ):
         stream.named("ready")
         ids = [row["id"] for row in rows]
-        running.manage("shell", "--no-imports", "-c", BURST.format(ids=ids))
+        running.shell(BURST.format(ids=ids))
         until(lambda: len(stream.of("message")) >= 2, 10)
         stream.named("counts")
         drawn = [event.data for event in stream.of("message")]
