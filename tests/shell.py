@@ -29,7 +29,10 @@ def main() -> None:
             error = traceback.format_exc()
         finally:
             # Between scripts it is as if there were none: no connection, no lock.
-            connections.close_all()
+            for each in connections.all(initialized_only=True):
+                each.close()
+                if each.vendor == "postgresql":
+                    each.close_pool()
         print(json.dumps([printed.getvalue(), error]), flush=True)
 
 

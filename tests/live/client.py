@@ -254,7 +254,8 @@ def _installed(data_dir: Path, database: services.PostgreSQL | None) -> tuple[st
         env = _environment(place, 1, {"DATABASE_URL": database.url} if database else {})
         first = Running(url="", env=env, data_dir=place, api_key="", other_api_key="")
         first.manage("migrate", "--verbosity", "0")
-        printed = first.shell(MAKE)
+        # Not by shell(): a database that is copied must have nobody in it, and a process that has ended is surely out.
+        printed = first.manage("shell", "--no-imports", "-c", MAKE)
         _made[kind] = place, json.loads(printed.split("KEYS", 1)[1])
     place, keys = _made[kind]
     shutil.copytree(place, data_dir, dirs_exist_ok=True)
