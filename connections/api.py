@@ -6,6 +6,7 @@ session tokens that work in two places, ``Idempotency-Key`` on POST.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from collections.abc import Callable, Sequence
@@ -130,15 +131,33 @@ class Operation(APIView):
             headers = {name: response[name] for name in _KEPT_HEADERS if name in response}
             return idempotency.Answer(status=response.status_code, data=response.data, headers=headers)
 
-        answer = idempotency.once(
-            scope=scope or self.principal.key,
-            key=key,
-            request=[self.request.method, self.request.path, self.comparable_body()],
-            act=answered,
-            now=self.now,
+        return _answer(
+            idempotency.once(
+                scope=scope or self.principal.key,
+                key=key,
+                request=self._fingerprint(),
+                act=answered,
+                now=self.now,
+            )
         )
-        headers = {**answer.headers, **({"Idempotent-Replayed": "true"} if answer.replayed else {})}
-        return Response(answer.data, status=answer.status, headers=headers)
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """What was done to an object that is gone by now still has its receipt: without it, a repetition would be told that it never arrived."""
+        if isinstance(exc, NotFound) and self.request.method == "POST":
+            # A request with other faults as well is answered with this one.
+            with contextlib.suppress(ApiError):
+                if (kept := self._kept()) is not None:
+                    return _answer(kept)
+        return super().handle_exception(exc)
+
+    def _kept(self) -> idempotency.Answer | None:
+        key = self.message_id()
+        if key is None:
+            return None
+        return idempotency.kept(scope=self.principal.key, key=key, request=self._fingerprint(), now=self.now)
+
+    def _fingerprint(self) -> list[Any]:
+        return [self.request.method, self.request.path, self.comparable_body()]
 
     def message_id(self) -> str | None:
         """The client's name for this request; None when it has none.
@@ -154,6 +173,11 @@ class Operation(APIView):
             return json.loads(raw) if raw.strip() else {}
         except (ValueError, RecursionError):
             return raw.hex()
+
+
+def _answer(answer: idempotency.Answer) -> Response:
+    headers = {**answer.headers, **({"Idempotent-Replayed": "true"} if answer.replayed else {})}
+    return Response(answer.data, status=answer.status, headers=headers)
 
 
 def paged(rows: Sequence[Any], page: inputs.Page, show: Callable[[Any], Any]) -> Response:

@@ -14,7 +14,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from connections import errors, inputs, openapi, payloads
+from connections import errors, inputs, openapi, payloads, tasks
 from connections.access import Forbidden, NotFound, Principal, operable, visible
 from connections.api import Operation, paged, window
 from connections.errors import ApiError
@@ -227,18 +227,21 @@ class Disconnect(ClientOperation):
         "disconnectClient",
         "End the stream of a client and release what it had claimed. Its page shows the reason and does not come back by itself.",
         tag="clients",
-        acts=True,
         browser=True,
         success=204,
         takes=inputs.Disconnect,
         errors=(403, 404),
+        post=True,
     )
     def post(self, request: Request, cid: str) -> Response:
         row = self.visible_client()
         if not self.principal.may_operate(row.owner_id):
             raise Forbidden(self.cid)
+        return self.once(lambda: self._close(row.pk))
+
+    def _close(self, pk: int) -> Response:
         reason = self.parsed(inputs.Disconnect).get("reason", "").strip()
-        clients.close(pk=row.pk, reason=reason or "disconnected by an operator", actor=self.principal.name)
+        clients.close(pk=pk, reason=reason or "disconnected by an operator", actor=self.principal.name)
         return Response(status=204)
 
 
@@ -247,21 +250,26 @@ class Claims(ClientOperation):
 
     @operation(
         "claimSubject",
-        "This client is handling the subject from now on. 409 `claimed` while somebody else does, unless `takeover` is true.",
+        "This client is handling the subject from now on. 409 `claimed` while somebody else does, unless `takeover` is true; 409 `task_over` for a task that has ended.",
         tag="clients",
-        acts=True,
         browser=True,
         answer=shape(payloads.ClaimShape),
         takes=inputs.TakeClaim,
         errors=(403, 404, 409),
+        post=True,
     )
     def post(self, request: Request, cid: str) -> Response:
+        return self.once(self._take)
+
+    def _take(self) -> Response:
         body = self.parsed(inputs.TakeClaim)
-        audience = owner_of_subject(self.principal, body["subject"], to_act=True)
-        claim = clients.take(
+        subject: str = body["subject"]
+        audience = owner_of_subject(self.principal, subject, to_act=True)
+        take = tasks.handle if subject.startswith("task:") else clients.take
+        claim = take(
             caller=self.caller,
             cid=self.cid,
-            subject=body["subject"],
+            subject=subject,
             audience=audience,
             takeover=body.get("takeover", False),
         )

@@ -62,7 +62,8 @@ def key_of(header: str | None) -> str | None:
 def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: dt.datetime) -> Answer:
     """Act, or repeat the answer. ``request`` is the JSON value that tells two requests apart (method, path, body).
 
-    ``act`` returns its errors as answers. 401, 403, 429 and 5xx are not kept, nor is anything that led to them: the next try acts.
+    ``act`` returns its errors as answers. 401, 403, 429, 5xx and ``connection_unknown`` are not kept, nor is anything that led to them: the next
+    try acts.
 
     :raises ApiError: 409 ``idempotency_conflict`` when the key belongs to another request.
     """
@@ -73,7 +74,7 @@ def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: 
             if row is None:
                 return _repeat(scope, key, fingerprint)
             answer = act()
-            if answer.status in (401, 403, 429) or answer.status >= 500:
+            if _passes(answer):
                 raise _NotKept(answer)
             row.status_code = answer.status
             row.sealed = vault.seal({"data": answer.data, "headers": dict(answer.headers)})
@@ -81,6 +82,19 @@ def once(*, scope: str, key: str, request: Any, act: Callable[[], Answer], now: 
             return answer
     except _NotKept as error:
         return error.answer
+
+
+def kept(*, scope: str, key: str, request: Any, now: dt.datetime) -> Answer | None:
+    """The answer that this request got before, if it did: a receipt outlives what it was for."""
+    row = IdempotentAnswer.objects.filter(scope=scope, key=key, created_at__gt=now - KEPT).first()
+    if row is None or not vault.same(row.fingerprint, vault.fingerprint(request)):
+        return None
+    return _again(row)
+
+
+def _passes(answer: Answer) -> bool:
+    code = answer.data.get("code") if isinstance(answer.data, dict) else None
+    return answer.status in (401, 403, 429) or answer.status >= 500 or code == "connection_unknown"
 
 
 def _claim(scope: str, key: str, fingerprint: str, now: dt.datetime) -> IdempotentAnswer | None:
@@ -98,5 +112,9 @@ def _repeat(scope: str, key: str, fingerprint: str) -> Answer:
     row = IdempotentAnswer.objects.get(scope=scope, key=key)
     if not vault.same(row.fingerprint, fingerprint):
         raise ApiError(409, "idempotency_conflict", "This Idempotency-Key was used for another request.")
+    return _again(row)
+
+
+def _again(row: IdempotentAnswer) -> Answer:
     assert row.status_code is not None, "a row is seen by others when it is complete"
     return Answer(status=row.status_code, replayed=True, **vault.unseal(row.sealed))

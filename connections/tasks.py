@@ -365,6 +365,23 @@ def renew(*, hold: Hold, now: dt.datetime, lease_seconds: int | None = None) -> 
     return killed_at is not None and bool(row.update(lease_expires_at=min(until, killed_at + KILL_PATIENCE)))
 
 
+def handle(*, subject: str, **claim: Any) -> dict[str, Any]:
+    """A client is handling the task ``task:<id>`` from now on: :func:`events.clients.take`, as long as there is something left to handle.
+
+    :raises NotFound: it was deleted meanwhile.
+    :raises TaskOver: it has ended.
+    """
+    task_id = subject.partition(":")[2]
+    with transaction.atomic():
+        # The end of a task releases its claim with the task locked, so none is taken behind it.
+        row = Task.objects.select_for_update().filter(pk=task_id).first()
+        if row is None:
+            raise NotFound(task_id)
+        if row.is_over:
+            raise TaskOver(row.status)
+        return clients.take(subject=subject, **claim)
+
+
 def lock_held(hold: Hold) -> Task:
     """The task behind a hold, locked.
 

@@ -18,13 +18,14 @@ import re
 import secrets
 import socket
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import F, Q
+from django.db.models import Count, F, Q, QuerySet
 from django.db.models.signals import pre_delete
 from django.dispatch import receiver
 from django.utils import timezone
@@ -52,6 +53,8 @@ PRESENCE = dt.timedelta(seconds=30)
 LAPSED = ("its server process ended", "its lease ran out")
 #: Clients of one owner, those that are over included: a loop that makes up ids must not fill the table and the log.
 PER_OWNER = 500
+#: So often arrivals begin anew because of what others delete meanwhile. Each turn needs another deletion: more than two were never seen.
+TURNS = 20
 #: Rows that one sweep deals with at a time.
 LIMIT = 200
 #: A lag is counted up to here.
@@ -78,6 +81,14 @@ class Claimed(Exception):
 
 class _Purged(Exception):
     """A row went between the look and the lock."""
+
+
+class _Crowded(Exception):
+    """These owners have as many clients as there may be; some that are over may go."""
+
+    def __init__(self, owners: Set[int]) -> None:
+        super().__init__(owners)
+        self.owners = owners
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -339,7 +350,6 @@ class _Batch:
         self._updates: dict[tuple[str, ...], list[list[Any]]] = {}
         self._moved: set[int] = set()
         self._newest: int | None = None
-        self._room: dict[int, int] = {}
         self._changes: list[Change] = []
 
     def move(self, row: Client, state: ClientState, *, tell: str, actor: str, **fields: Any) -> None:
@@ -356,15 +366,6 @@ class _Batch:
         values = [_COLUMNS[name].get_db_prep_save(value, connection) for name, value in changed.items()]
         self._updates.setdefault(tuple(changed), []).append([*values, *seen])
         self._changes.append(_change(row, tell, actor=actor, now=self.now))
-
-    def has_room(self, owner_id: int) -> bool:
-        """Whether the owner may have one client more; those that are over make room, the oldest first."""
-        if owner_id not in self._room:
-            self._room[owner_id] = PER_OWNER - Client.objects.filter(owner=owner_id).count()
-        if self._room[owner_id] <= 0:
-            self._room[owner_id] += _make_room(owner_id)
-        self._room[owner_id] -= 1
-        return self._room[owner_id] >= 0
 
     def believed(self, cursor: int | None) -> int | None:
         """What a client says to have applied; None when the log is not there yet."""
@@ -439,25 +440,101 @@ def connect(arrivals: Sequence[Arrival]) -> list[Outcome]:
     Same page, or no live stream: the client goes on under the next epoch. Another page, and a live stream: a :class:`Question`.
     An id that cannot be had is answered with another one.
     """
-    while True:
+    wanted = [_normal(arrival) for arrival in arrivals]
+    crowded: set[int] = set()
+    for _ in range(TURNS):
         try:
             with transaction.atomic():
-                return _connect(arrivals)
+                return _connect(arrivals, wanted, crowded)
+        except _Crowded as error:
+            # In a transaction of its own: who has deleted rows must not wait for others.
+            for owner_id in error.owners:
+                _make_room(owner_id, len(arrivals), spare={cid for cid in wanted if cid})
+            crowded |= error.owners
         except _Purged:
             # Its locks are given back first: a row is never made behind rows that are locked.
             continue
+    raise RuntimeError(f"clients went {TURNS} times between the look and the lock")
 
 
-def _connect(arrivals: Sequence[Arrival]) -> list[Outcome]:
+def _connect(arrivals: Sequence[Arrival], wanted: Sequence[str | None], crowded: Set[int]) -> list[Outcome]:
+    """One turn. ``crowded``: the owners for whom room was made already.
+
+    :raises _Crowded: there is no room for one of the others.
+    :raises _Purged: a row went, or became another session's, since it was looked at.
+    """
     batch = _Batch(database_now())
-    wanted = [_normal(arrival) for arrival in arrivals]
-    found = _found([(each, cid) for each, cid in zip(arrivals, wanted, strict=True) if cid], batch)
-    outcomes = [
-        _arrive(arrival, cid, found.get((arrival.caller.owner_id, cid or "")), batch)
-        for arrival, cid in zip(arrivals, wanted, strict=True)
-    ]
+    names = [(arrival.caller.owner_id, cid or "") for arrival, cid in zip(arrivals, wanted, strict=True)]
+    # Every one of these owners with every one of these ids: a hundred pairs would be a query that costs more to write than to answer.
+    rows = Client.objects.filter(
+        owner__in={owner_id for owner_id, _ in names}, cid__in={cid for cid in wanted if cid}
+    )
+    newcomers = _newcomers(arrivals, names, rows)
+    if newcomers:
+        _lock_newcomers()
+        newcomers = _newcomers(arrivals, names, rows)
+    refused = _refused([(place, names[place][0]) for place in newcomers])
+    if without := {names[place][0] for place in refused} - crowded:
+        raise _Crowded(without)
+    Client.objects.bulk_create(
+        Client(owner_id=names[place][0], cid=names[place][1], binding=arrivals[place].caller.binding)
+        for place, reason in newcomers.items()
+        if not reason and place not in refused
+    )
+    roomless = {names[place] for place in refused if not newcomers[place]}
+    found = {(row.owner_id, row.cid): row for row in _locked(rows)}
+    outcomes: list[Outcome] = []
+    for place, arrival in enumerate(arrivals):
+        if place in refused or names[place] in roomless:
+            outcomes.append(Full())
+        elif reason := newcomers.get(place):
+            outcomes.append(_another(arrival, reason, batch))
+        else:
+            row = found.get(names[place])
+            if row is None or row.binding != arrival.caller.binding:
+                raise _Purged
+            outcomes.append(_arrive(arrival, row, batch))
     batch.write()
     return outcomes
+
+
+def _newcomers(
+    arrivals: Sequence[Arrival], names: Sequence[tuple[int, str]], rows: QuerySet[Client]
+) -> dict[int, str]:
+    """The places of those that need a row which does not exist: "" for an id that is new, or why they cannot have the one that they brought."""
+    bindings = {
+        (owner_id, cid): binding for owner_id, cid, binding in rows.values_list("owner_id", "cid", "binding")
+    }
+    needed: dict[int, str] = {}
+    for place, (arrival, name) in enumerate(zip(arrivals, names, strict=True)):
+        binding = arrival.caller.binding
+        if not name[1]:
+            needed[place] = "malformed"
+        elif bindings.get(name, binding) != binding:
+            # Rows B08, B09: also while it only waits for its end.
+            needed[place] = "other_session"
+        elif arrival.in_use:
+            needed[place] = "in_use"
+        elif name not in bindings:
+            # Of several that bring one new id the first one makes it, and is its session.
+            needed[place] = ""
+            bindings[name] = binding
+    return needed
+
+
+def _refused(newcomers: Sequence[tuple[int, int]]) -> set[int]:
+    """Of these (place, owner) the places for which there is no room. First come, first served."""
+    if not newcomers:
+        return set()
+    owned = Client.objects.filter(owner__in={owner_id for _, owner_id in newcomers}).order_by()
+    counts = Counter(dict(owned.values_list("owner_id").annotate(Count("pk"))))
+    refused = set()
+    for place, owner_id in newcomers:
+        if counts[owner_id] < PER_OWNER:
+            counts[owner_id] += 1
+        else:
+            refused.add(place)
+    return refused
 
 
 def _normal(arrival: Arrival) -> str | None:
@@ -467,31 +544,8 @@ def _normal(arrival: Arrival) -> str | None:
         return None
 
 
-def _found(wanted: Sequence[tuple[Arrival, str]], batch: _Batch) -> dict[tuple[int, str], Client]:
-    """Their rows by owner and id, locked; made where there are none, and room for them.
-
-    :raises _Purged: one of them went between the look and the lock.
-    """
-    if not wanted:
-        return {}
-    # Every one of these owners with every one of these ids: a hundred pairs would be a query that costs more to write than to answer.
-    owners = {arrival.caller.owner_id for arrival, _ in wanted}
-    rows = Client.objects.filter(owner__in=owners, cid__in={cid for _, cid in wanted})
-    # Of several that bring one id the first one makes it, and is its session.
-    names = {(arrival.caller.owner_id, cid): arrival for arrival, cid in reversed(wanted)}
-    without: set[tuple[int, str]] = set()
-    if names.keys() - set(rows.values_list("owner_id", "cid")):
-        _lock_newcomers()
-        known = set(rows.values_list("owner_id", "cid"))
-        without = _insert({name: each for name, each in names.items() if name not in known}, batch)
-    found = {(row.owner_id, row.cid): row for row in _locked(rows)}
-    if names.keys() - found.keys() - without:
-        raise _Purged
-    return found
-
-
 def _lock_newcomers() -> None:
-    """One transaction at a time makes rows for ids that are new, and this lock is the first one that it takes.
+    """One transaction at a time counts and makes rows, and this lock is the first one that it takes.
 
     On PostgreSQL an INSERT waits for whoever has inserted the same id and not committed yet. Two that did so, each with rows locked that the
     other one wants next, would wait in a circle. SQLite has one writer.
@@ -501,45 +555,24 @@ def _lock_newcomers() -> None:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [NEWCOMERS_LOCK])
 
 
-def _insert(wanted: Mapping[tuple[int, str], Arrival], batch: _Batch) -> set[tuple[int, str]]:
-    """Rows for ids that are new; returns those for which there is no room."""
-    room = {name: batch.has_room(name[0]) for name in wanted}
-    Client.objects.bulk_create(
-        Client(owner_id=owner_id, cid=cid, binding=each.caller.binding)
-        for (owner_id, cid), each in wanted.items()
-        if room[owner_id, cid]
-    )
-    return {name for name in wanted if not room[name]}
-
-
-def _make_room(owner_id: int) -> int:
-    over = Client.objects.filter(
-        owner=owner_id, state__in=[ClientState.EXPIRED, ClientState.CLOSED], epoch__gt=0
-    )
-    pks = list(over.order_by("last_seen_at").values_list("pk", flat=True)[: PER_OWNER // 10])
-    rows = over.filter(pk__in=pks)
-    if connection.features.has_select_for_update_skip_locked:
-        # Somebody else's arrival may have one of them: it is not waited for.
-        rows = rows.select_for_update(skip_locked=True)
-    gone = [row.pk for row in rows]
-    Client.objects.filter(pk__in=gone).delete()
-    return len(gone)
+def _make_room(owner_id: int, count: int, *, spare: Set[str]) -> None:
+    """The owner's clients that are over go, the oldest first: ``count``, or some more at once. Not those that are just coming back."""
+    with transaction.atomic():
+        over = Client.objects.filter(owner=owner_id, state__in=[ClientState.EXPIRED, ClientState.CLOSED])
+        oldest = over.exclude(cid__in=spare).order_by("last_seen_at")
+        pks = list(oldest.values_list("pk", flat=True)[: max(count, PER_OWNER // 10)])
+        rows = over.filter(pk__in=pks)
+        if connection.features.has_select_for_update_skip_locked:
+            # Somebody else's arrival may have one of them: it is not waited for.
+            rows = rows.select_for_update(skip_locked=True)
+        Client.objects.filter(pk__in=[row.pk for row in rows]).delete()
 
 
 def _newer(said: int | None, known: int | None) -> int | None:
     return known if said is None else said if known is None else max(said, known)
 
 
-def _arrive(arrival: Arrival, cid: str | None, row: Client | None, batch: _Batch) -> Outcome:
-    if cid is None:
-        return _another(arrival, "malformed", batch)
-    if row is None:
-        return Full()
-    if row.binding != arrival.caller.binding:
-        # Rows B08, B09: also while it only waits for its end.
-        return _another(arrival, "other_session", batch)
-    if arrival.in_use:
-        return _another(arrival, "in_use", batch)
+def _arrive(arrival: Arrival, row: Client, batch: _Batch) -> Outcome:
     if row.state == ClientState.CLOSED and arrival.page == row.page:
         # An operator sent this page away. Loading it again is another page.
         return Replaced(epoch=row.epoch)
@@ -553,9 +586,7 @@ def _arrive(arrival: Arrival, cid: str | None, row: Client | None, batch: _Batch
     return _begin(arrival, row, batch, accepted=True, reason="")
 
 
-def _another(arrival: Arrival, reason: str, batch: _Batch) -> Outcome:
-    if not batch.has_room(arrival.caller.owner_id):
-        return Full()
+def _another(arrival: Arrival, reason: str, batch: _Batch) -> Welcome:
     metrics.CLIENTS_REFUSED.labels(reason).inc()
     row = Client.objects.create(
         owner_id=arrival.caller.owner_id, cid=new_cid(), binding=arrival.caller.binding
@@ -868,10 +899,11 @@ def _lose(row: Client, batch: _Batch, *, at: dt.datetime, reason: str) -> bool:
 
 
 def _expire(limit: int) -> int:
-    # A page in the background whose stream is open still holds its lease: it is not over.
+    # A page in the background whose stream is open still holds its lease: it is not over. Nor is it when the lease ran out and nobody has seen that
+    # yet (`_lapse`): its time begins with the loss of the stream.
     def due(now: dt.datetime) -> Any:
         away = Q(state__in=[ClientState.SUSPENDED, ClientState.INACTIVE], expires_at__lte=now)
-        return Client.objects.filter(away, Q(lease_expires_at=None) | Q(lease_expires_at__lte=now))
+        return Client.objects.filter(away, lease_expires_at=None)
 
     done = 0
     # One by one: whatever a transaction locks (here the claims of each) is locked before it tells anything.

@@ -121,6 +121,8 @@ class Streams:
     def __init__(self) -> None:
         self.per_principal: Counter[str] = Counter()
         self.total = 0
+        #: Clients whose new stream has no place of its own yet.
+        self._swapping: set[tuple[int, str]] = set()
         self.draining = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -128,25 +130,35 @@ class Streams:
         self._ticking: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def place(self, principal: str) -> Iterator[None]:
-        """A place for one stream.
+    def place(
+        self, principal: str, client: tuple[int, str] | None = None, *, is_back: bool = False
+    ) -> Iterator[None]:
+        """A place for one stream, of this client if it has one.
+
+        ``is_back``: it is about to end a stream of the same page, and needs no further place: or a page whose network changed could not come back
+        before somebody notices the old socket. Once, until one of the two has ended, or it were a way around the limits.
 
         :raises Refused: 429 when the principal has too many, 503 when the process is full or draining.
         """
+        swaps = is_back and client not in self._swapping
         if self.draining.is_set():
             raise Refused(503, "draining", "The server is restarting.", headers={"Retry-After": "2"})
-        if self.total >= settings.STREAM_PROCESS_LIMIT:
+        if self.total >= settings.STREAM_PROCESS_LIMIT and not swaps:
             raise Refused(503, "process_full", "This server has no room for another stream.",
                           headers={"Retry-After": "10"})  # fmt: skip
-        if self.per_principal[principal] >= settings.STREAM_LIMIT:
+        if self.per_principal[principal] >= settings.STREAM_LIMIT and not swaps:
             raise Refused(429, "too_many_streams", f"At most {settings.STREAM_LIMIT} streams can be open at a time.",
                           headers={"Retry-After": "5"})  # fmt: skip
         self.total += 1
         self.per_principal[principal] += 1
         self._empty.clear()
+        if swaps and client is not None:
+            self._swapping.add(client)
         try:
             yield
         finally:
+            if client is not None:
+                self._swapping.discard(client)
             self.total -= 1
             self.per_principal[principal] -= 1
             if not self.per_principal[principal]:
@@ -289,11 +301,13 @@ class EventStreamConsumer(AsyncHttpConsumer):
             if notes is not None:
                 # For the access line of whoever serves this.
                 notes.caller = grant.principal
-            with streams().place(grant.principal):
-                if grant.client is None:
+            if grant.client is None:
+                with streams().place(grant.principal):
                     await self._stream(grant, None)
-                else:
-                    async with registry.current().attend(grant.client, self) as seat:
+            else:
+                here, name = registry.current(), registry.name_of(grant.client)
+                with streams().place(grant.principal, name, is_back=here.is_back(grant.client)):
+                    async with here.attend(grant.client, self) as seat:
                         await self._stream(grant, seat)
         except registry.Crowded:
             message = f"You have {clients.PER_OWNER} clients already: use an id again instead of a new one."

@@ -65,11 +65,24 @@ class Stream(Protocol):
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Seat:
-    """A stream that has its client. ``reason``: why it ended, said by the stream itself."""
+    """A stream that has its client. ``who``: binding and page of whoever has it; ``reason``: why it ended, said by the stream itself."""
 
     welcome: Welcome
     stream: Stream
+    who: tuple[str, str]
     reason: str = "gone"
+
+
+def name_of(arrival: Arrival) -> tuple[int, str] | None:
+    """Owner and client id; None where that is no id."""
+    try:
+        return arrival.caller.owner_id, clients.normal_cid(arrival.cid)
+    except ValueError:
+        return None
+
+
+def _who(arrival: Arrival) -> tuple[str, str]:
+    return arrival.caller.binding, arrival.page
 
 
 class Crowded(Exception):
@@ -113,7 +126,7 @@ class Registry:
         try:
             self._start()
             welcome = await self._arrive(arrival)
-            seat = self._sit(Seat(welcome, stream))
+            seat = self._sit(Seat(welcome, stream, _who(arrival)))
             yield seat
         finally:
             if seat is not None:
@@ -121,6 +134,11 @@ class Registry:
             self._users -= 1
             if not self._users:
                 self._stop()
+
+    def is_back(self, arrival: Arrival) -> bool:
+        """Whether a page opens a stream although its stream is still open here: its network changed, and the old socket says nothing of it."""
+        seat = self._by_name.get(name_of(arrival) or (0, ""))
+        return seat is not None and seat.who == _who(arrival)
 
     # ── Coming ──
 

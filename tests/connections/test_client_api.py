@@ -12,7 +12,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import transitions
+from connections import tasks, transitions
 from connections.access import of_user
 from connections.models import Task
 from connections.states import TaskKind
@@ -21,6 +21,7 @@ from events.models import Claim, Client, Event
 from events.states import ClientState
 from tests.connections.api_support import error_of
 from tests.connections.client_support import Login, holder_of, new_cid, row_of
+from tests.connections.task_support import new_task
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -286,6 +287,45 @@ def test_a_claim_says_who_is_handling_it_and_only_a_takeover_takes_it_away(
     assert refused.json()["code"] == "claimed"
     assert refused.json()["claim"] == taken.json()
     assert holder_of(subject) == "owner"
+
+
+def test_B44_B45_a_claim_that_is_sent_again_does_not_take_back_what_was_taken_over(
+    me: Login, other: Login, subject: str
+) -> None:
+    """Its answer got lost, and meanwhile somebody else took it over."""
+    mine, theirs = me.come(), other.come()
+    headers = {"HTTP_IDEMPOTENCY_KEY": "k-1"}
+    body = {"subject": subject, "takeover": True}
+    first = me.post(mine.cid, "claims", body, **headers)
+    assert other.claim(theirs.cid, subject, takeover=True).status_code == 200
+    again = me.post(mine.cid, "claims", body, **headers)
+    assert (again.status_code, again.json(), again["Idempotent-Replayed"]) == (200, first.json(), "true")
+    assert holder_of(subject) == "colleague"
+    error_of(me.post(mine.cid, "claims", {"subject": subject}, **headers), 409, "idempotency_conflict")
+    headers = {"HTTP_IDEMPOTENCY_KEY": "k-2"}
+    for _ in range(2):
+        assert me.post(mine.cid, "disconnect", {"reason": "one"}, **headers).status_code == 204
+    error_of(me.post(mine.cid, "disconnect", {"reason": "two"}, **headers), 409, "idempotency_conflict")
+    assert row_of(mine).reason == "one"
+
+
+def test_B49_that_a_client_is_unknown_is_not_kept_for_the_name_of_a_request(me: Login, subject: str) -> None:
+    cid, headers = new_cid(), {"HTTP_IDEMPOTENCY_KEY": "k-1"}
+    error_of(me.post(cid, "claims", {"subject": subject}, **headers), 409, "connection_unknown")
+    me.come(cid)
+    assert me.post(cid, "claims", {"subject": subject}, **headers).status_code == 200
+    assert holder_of(subject) == "owner"
+
+
+def test_a_task_that_has_ended_is_handled_by_nobody_any_more(me: Login, owner: User) -> None:
+    mine, task = me.come(), new_task(owner)
+    assert me.claim(mine.cid, f"task:{task.id}").status_code == 200
+    transitions.kill_task(task_id=task.id, actor=of_user(owner), reason="", now=timezone.now())
+    assert holder_of(f"task:{task.id}") is None
+    error_of(me.claim(mine.cid, f"task:{task.id}"), 409, "task_over")
+    assert holder_of(f"task:{task.id}") is None
+    tasks.delete(task_id=task.id, actor="owner", now=timezone.now())
+    error_of(me.claim(mine.cid, f"task:{task.id}"), 404, "not_found")
 
 
 def test_B38_a_takeover_tells_the_one_who_had_it_and_leaves_them_connected(

@@ -355,6 +355,29 @@ def test_B44_the_receipt_outlasts_the_day_for_which_answers_are_kept(api: APICli
     assert TaskInput.objects.count() == 1
 
 
+def test_B44_the_receipt_outlives_its_task(
+    api: APIClient, owner: User, client_of: Callable[[User], APIClient], task: Task
+) -> None:
+    """The answer got lost, and until the repetition the task has ended and was deleted."""
+    path, headers = f"/api/tasks/{task.id}/input", {"HTTP_IDEMPOTENCY_KEY": "m-1"}
+    body = {"text": "yes"}
+    first = api.post(path, body, format="json", **headers)
+    assert first.status_code == 202
+    transitions.kill_task(task_id=task.id, actor=access.of_user(owner), reason="", now=timezone.now())
+    tasks.delete(task_id=task.id, actor="owner", now=timezone.now())
+    again = api.post(path, body, format="json", **headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again["Idempotent-Replayed"] == "true"
+    for other, words in (
+        ({"text": "no"}, headers),
+        (body, {"HTTP_IDEMPOTENCY_KEY": "m-2"}),
+        (body, {}),
+        (body, {"HTTP_IDEMPOTENCY_KEY": "ü"}),
+    ):
+        error_of(api.post(path, other, format="json", **words), 404, "not_found")
+    error_of(client_of(owner).post(path, body, format="json", **headers), 404, "not_found")
+
+
 def test_B44_what_broke_on_the_way_leaves_nothing_and_the_repetition_acts(
     api: APIClient, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

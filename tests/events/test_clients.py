@@ -1159,6 +1159,91 @@ def test_many_ids_of_one_owner_make_room_for_each_other_and_not_for_more_that_ar
     assert {each.cid for each in new} <= set(Client.objects.values_list("cid", flat=True))
 
 
+def crowd(who: Caller, count: int, *, alive: int = 0) -> list[str]:
+    """So many clients of one owner, of which the first ones are alive and the others have expired, the oldest first."""
+    now = clients.database_now()
+    cids = [clients.new_cid() for _ in range(count)]
+    rows = [
+        Client(
+            owner_id=who.owner_id, cid=cid, binding=who.binding, who=who.who, page="page-one", epoch=1, version=1,
+            state=ClientState.LIVE if number < alive else ClientState.EXPIRED,
+            lease_expires_at=now + dt.timedelta(hours=1) if number < alive else None,
+            last_seen_at=now - dt.timedelta(minutes=30) + dt.timedelta(seconds=number),
+        )
+        for number, cid in enumerate(cids)
+    ]  # fmt: skip
+    Client.objects.bulk_create(rows)
+    return cids
+
+
+@pytest.mark.parametrize("stranger", ["new", "malformed"])
+def test_B13_a_client_that_comes_back_is_not_deleted_to_make_room_for_one_that_comes_with_it(
+    owner: User, monkeypatch: pytest.MonkeyPatch, stranger: str
+) -> None:
+    monkeypatch.setattr(clients, "PER_OWNER", 20)
+    who = Caller(owner_id=owner.pk, binding="session:1", who="owner")
+    cids = crowd(who, 20)
+    rows = {row.cid: row.pk for row in Client.objects.all()}
+    other = clients.new_cid() if stranger == "new" else stranger
+    arrivals = [Arrival(caller=who, cid=cid, page="page-two", process=HERE) for cid in (cids[0], other)]
+    outcomes = [outcome for outcome in clients.connect(arrivals) if isinstance(outcome, Welcome)]
+    assert [outcome.pk == rows[cids[0]] for outcome in outcomes] == [True, False]
+    assert not Client.objects.filter(cid=cids[1]).exists(), "the oldest of the others went"
+    assert Client.objects.count() <= 20
+
+
+def test_who_comes_first_gets_the_last_place(owner: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "PER_OWNER", 20)
+    who = Caller(owner_id=owner.pk, binding="session:1", who="owner")
+    crowd(who, 19, alive=19)
+    one, two = clients.new_cid(), clients.new_cid()
+    for cids, full in (
+        (("malformed", one, two), [False, True, True]),
+        ((one, "malformed", two), [False, True, True]),
+        ((one, two, one), [False, True, False]),
+    ):
+        with transaction.atomic():
+            outcomes = clients.connect(
+                [Arrival(caller=who, cid=cid, page="page-two", process=HERE) for cid in cids]
+            )
+            assert [outcome == clients.Full() for outcome in outcomes] == full
+            transaction.set_rollback(True)
+
+
+def test_B03_a_page_whose_id_is_in_use_and_gone_meanwhile_leaves_no_row_behind(owner: User) -> None:
+    who = Caller(owner_id=owner.pk, binding="session:1", who="owner")
+    cid = clients.new_cid()
+    found = welcome(who, cid, in_use=True)
+    assert (found.accepted, found.reason) == (False, "in_use")
+    assert [row.cid for row in Client.objects.all()] == [found.cid]
+
+
+def test_B39_B41_a_page_in_the_background_has_its_whole_time_when_its_server_dies_however_many_there_are(
+    owner: User, clock: Clock
+) -> None:
+    who = Caller(owner_id=owner.pk, binding="session:1", who="owner")
+    held = {}
+    for _ in range(6):
+        found = welcome(who, clients.new_cid(), process="elsewhere/1/1")
+        clients.suspend(caller=who, cid=found.cid, epoch=found.epoch)
+        held[found.pk] = found.epoch
+    # Their streams stay open for longer than a page without one is kept.
+    for _ in range(20):
+        clock.go(django_settings.CLIENT_LEASE_SECONDS / 2)
+        clients.renew("elsewhere/1/1", held, cursors={})
+    assert clock.now > max(row.expires_at for row in Client.objects.all())
+    clock.go(django_settings.CLIENT_LEASE_SECONDS + 1)
+    clients.sweep(limit=2)
+    assert {row.state for row in Client.objects.all()} == {ClientState.SUSPENDED}
+    while clients.sweep(limit=2):
+        pass
+    clients.sweep(limit=200)
+    assert {row.state for row in Client.objects.all()} == {ClientState.SUSPENDED}
+    clock.go(django_settings.CLIENT_SUSPENDED_SECONDS + 1)
+    clients.sweep()
+    assert {row.state for row in Client.objects.all()} == {ClientState.EXPIRED}
+
+
 def test_B34_a_cursor_that_the_log_has_not_come_to_is_not_believed(owner: User) -> None:
     who = Caller(owner_id=owner.pk, binding="session:1", who="owner")
     found = welcome(who, clients.new_cid(), cursor=10**15)

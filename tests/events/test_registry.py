@@ -324,8 +324,8 @@ async def test_a_later_stream_that_sits_down_first_stays(who: Caller) -> None:
     one = Welcome(pk=1, owner_id=1, cid=CID, epoch=1, accepted=True, reason="", resumed=False)
     two = Welcome(pk=1, owner_id=1, cid=CID, epoch=2, accepted=True, reason="", resumed=True)
     early, late = Ear(), Ear()
-    here._sit(registry.Seat(two, late))
-    here._sit(registry.Seat(one, early))
+    here._sit(registry.Seat(two, late, ("", "")))
+    here._sit(registry.Seat(one, early, ("", "")))
     assert early.heard == [("superseded", 2)]
     assert late.heard == []
     assert here._seats[1].welcome.epoch == 2

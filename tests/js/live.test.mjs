@@ -389,6 +389,24 @@ test("B39 a page that is looked at again within the same second proves itself ag
   assert.deepEqual(tab.asked.map(({ url }) => url.split("/").at(-1)), ["suspend", "probe", "suspend", "probe"]);
 });
 
+test("B39 a suspension that arrives after the probe of a page that is back is followed by another probe", async () => {
+  let arrive;
+  const late = new Promise((resolve) => (arrive = () => resolve(new Response(null, { status: 204 }))));
+  const tab = await open({ fetch: (url) => (url.endsWith("/suspend") ? late : Promise.resolve(new Response(null, { status: 202 }))) });
+  tab.stream.live();
+  tab.hide(true);
+  tab.hide(false);
+  await settle();
+  const [first] = tab.posts("/probe");
+  tab.stream.frame("probe", { nonce: first.body.nonce });
+  arrive();
+  await settle();
+  assert.equal(tab.posts("/probe").length, 2);
+  tab.stream.frame("probe", { nonce: tab.posts("/probe")[1].body.nonce });
+  await pass(1500);
+  assert.equal(tab.state, "live");
+});
+
 test("B39 a tab that was opened in the background is suspended with its welcome, and gives its connection back", async () => {
   const tab = await open({ hidden: true });
   tab.stream.live();

@@ -196,6 +196,21 @@ test("B51 after somebody signed in in another tab, the page asks who it is befor
   }
 });
 
+test("B47 a proxy's error page says nothing of who is signed in: the message is kept, and sent when the page answers again", async () => {
+  for (const [status, text] of [[502, "<html><body>Bad Gateway"], [503, ""]]) {
+    const tab = await open();
+    const { fetch } = globalThis;
+    const pages = [new Response(text, { status }), new Response('<body data-page="x" data-user="user:1">')];
+    globalThis.fetch = (url, init) => (url === location.href ? Promise.resolve(pages.shift()) : fetch(url, init));
+    document.cookie = "other=1; csrftoken=token-2";
+    tab.say("one");
+    await settle();
+    assert.deepEqual([tab.lines(), tab.posts.length], [["Not delivered yet. Trying again (1 of 3)…"], 0]);
+    await pass(4000);
+    assert.deepEqual([tab.lines(), tab.posts.length], [["Sent"], 1]);
+  }
+});
+
 test("B68 what was written before a reload is shown and sent after it; what is secret is shown as dots", async () => {
   const kept = storage();
   const before = await open({ storage: kept, answers: [lost] });

@@ -202,6 +202,31 @@ def test_C02_too_many_streams_of_one_caller_are_429_and_a_closed_one_makes_room(
             stream.close()
 
 
+def test_B14_at_the_limit_of_streams_a_page_whose_network_changed_comes_back_and_nobody_else_comes(
+    quick: Running,
+) -> None:
+    cids = [f"cid-{uuid.uuid4()}" for _ in range(5)]
+
+    def open_one(cid: str, page: str = "page-one") -> Stream:
+        return events(quick, f"?cid={cid}&page={page}", key=quick.other_api_key)
+
+    with contextlib.ExitStack() as opened:
+        held = [opened.enter_context(open_one(cid)) for cid in cids[:4]]
+        for stream in held:
+            stream.named("ready")
+        for cid, page in ((cids[4], "page-one"), (cids[0], "page-two")):
+            assert opened.enter_context(open_one(cid, page)).status == 429
+        for before in (held[0], held[1]):
+            cid = before.named("welcome").json()["connection_id"]
+            again = opened.enter_context(open_one(cid))
+            assert again.named("welcome").json() | {"server_time": ""} == {
+                **before.named("welcome").json(), "server_time": "", "epoch": 2, "resumed": True,
+            }  # fmt: skip
+            before.named("superseded")
+            assert before.ended.wait(20)
+        assert opened.enter_context(open_one(cids[4])).status == 429
+
+
 _REVOKE = """
 from connections.models import ApiKey
 from connections import registry

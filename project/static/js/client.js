@@ -1,4 +1,4 @@
-// Who this tab is: a cid, which outlives reconnects and reloads, and the nonce of this page, which does not. Names, never credentials.
+// Who this tab is: a cid, which outlives reconnects and reloads, and the nonce of this page. Names, never credentials.
 
 import { hold } from "./locks.js";
 import { post, uuid } from "./post.js";
@@ -7,7 +7,7 @@ const KEY = "switchboard.cid";
 const FORM = /^cid-[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}$/;
 const PATIENCE = 1000;
 
-/** The one spelling of a client id: `cid-` and a UUID of any version, in lower case. Null when it is none. */
+/** The one spelling of a client id: `cid-` and a UUID of any version, in lower case; or null. */
 export function normal(text) {
   const cid = String(text).toLowerCase();
   return FORM.test(cid) ? cid : null;

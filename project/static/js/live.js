@@ -1,4 +1,4 @@
-// The one stream of a page: when to connect, what counts as live, when to stop. stream.js makes a connection, view.js shows it.
+// The one stream of a page: when to connect, what is live, when to stop. stream.js makes a connection, view.js shows it.
 
 import { client, operate } from "./client.js";
 import { rise, sit } from "./locks.js";
@@ -18,9 +18,9 @@ let paused = false;
 let over = false; // told not to come back
 let dormant = false; // hidden for long, or left
 let failures = 0;
-let running = null; // the present connection
-let wake = () => {}; // ends the present wait
-let urgent = !document.hidden; // somebody looks at it
+let running = null; // the connection
+let wake = () => {}; // ends a wait
+let urgent = !document.hidden; // somebody looks
 
 const tell = (name, detail) => document.dispatchEvent(new CustomEvent(`live:${name}`, { detail }));
 
@@ -84,7 +84,7 @@ onAct((state) => {
 });
 
 function prove(anew) {
-  // A nonce has to come back over the stream within a second: the answer to the POST proves nothing.
+  // A nonce has to come back over the stream within a second: the POST's answer proves nothing.
   const mine = running;
   if (!mine.epoch || mine.closing || (!anew && Date.now() - mine.asked < 1000)) return;
   const nonce = (mine.nonce = uuid());
@@ -95,11 +95,13 @@ function prove(anew) {
 }
 
 function suspend(leaving) {
-  const { epoch, suspended } = running ?? {};
-  if (!epoch || (suspended && !leaving)) return;
-  running.suspended = true;
-  const body = { epoch, ...(cursor && { cursor: +cursor }) };
-  if (!leaving) operate("suspend", body, { keepalive: true }).catch(() => {});
+  const mine = running;
+  if (!mine?.epoch || (mine.suspended && !leaving)) return;
+  mine.suspended = true;
+  const body = { epoch: mine.epoch, ...(cursor && { cursor: +cursor }) };
+  // The probe of a page that is back may have overtaken this.
+  const settled = () => running === mine && !mine.suspended && prove(true);
+  if (!leaving) operate("suspend", body, { keepalive: true }).then(settled, settled);
   else navigator.sendBeacon?.(`/api/clients/${client.cid}/suspend`, new URLSearchParams({ ...body, leaving, csrfmiddlewaretoken: csrf() }));
 }
 
@@ -142,7 +144,7 @@ addEventListener("pagehide", () => {
   client.leave();
 });
 addEventListener("pageshow", (event) => event.persisted && back());
-// The server does not know this client (any more).
+// The server does not know this client.
 document.addEventListener("live:reconnect", () => {
   drop();
   back();
@@ -183,7 +185,7 @@ function again({ redirected, status, end, full, closing, ready, retry }) {
     return wait(STANDBY);
   }
   if (closing) return;
-  // Only a stream that said "ready" counts as having worked.
+  // Only a stream that said "ready" has worked.
   failures = ready ? 1 : failures + 1;
   let delay = Math.min(HALF_MINUTE, 500 * 2 ** Math.min(failures, 7)) * (0.7 + Math.random() * 0.6);
   if (retry > 0) delay = Math.min(retry * 1000, 120_000) * (1 + Math.random() * 0.2);
@@ -207,7 +209,7 @@ async function connect() {
   return mine;
 }
 
-// A connection can die without a word: 2.5 heartbeats of silence are enough, or a while without a welcome.
+// A connection can die without a word: 2.5 heartbeats of silence, or a while without a welcome.
 setInterval(() => {
   if (!running?.open) return;
   const now = Date.now();

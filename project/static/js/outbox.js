@@ -138,9 +138,9 @@ export function createOutbox({ post, storage, user, now, timers, uuid, online, m
       all = all.filter((each) => each.id !== id);
       change(() => false);
     },
-    /** The server knows this client again: what waited for that goes now. */
+    /** The server knows this client again. */
     healed: () => change((each) => each.state === "retrying" && each.code === "connection_unknown", { due: 0 }),
-    /** For a task that does not exist yet: the first message makes it at `url`, the others follow it there. */
+    /** For a task that does not exist yet: the first message makes it at `url`; the others follow. */
     draft(url) {
       const draft = { object: `draft:${uuid()}`, url, send: (message) => send({ ...message, ...draft }) };
       drafts.push(draft);
