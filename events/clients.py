@@ -121,7 +121,11 @@ class Arrival:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """The stream is the stream of this client. ``pk`` and ``epoch`` are its proof for everything later."""
+    """The stream is the stream of this client. ``pk`` and ``epoch`` are its proof for everything later.
+
+    ``told``: the event of the log that says so. What stands before it is of earlier streams, or of an earlier client of this id, whose epochs were
+    higher.
+    """
 
     pk: int
     owner_id: int
@@ -130,6 +134,7 @@ class Welcome:
     accepted: bool
     reason: str
     resumed: bool
+    told: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -494,8 +499,14 @@ def _connect(arrivals: Sequence[Arrival], wanted: Sequence[str | None], crowded:
             if row is None or row.binding != arrival.caller.binding:
                 raise _Purged
             outcomes.append(_arrive(arrival, row, batch))
-    batch.write()
-    return outcomes
+    if not batch.write():
+        return outcomes
+    # Nobody else tells before this transaction has ended.
+    told = log.newest()
+    return [
+        dataclasses.replace(outcome, told=told) if isinstance(outcome, Welcome) else outcome
+        for outcome in outcomes
+    ]
 
 
 def _newcomers(

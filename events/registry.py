@@ -333,6 +333,8 @@ class Registry:
         if envelope.name.startswith("signal."):
             if data["epoch"] == mine:
                 seat.stream.signal(data["nonce"], question=envelope.name == "signal.question")
+        elif envelope.id <= seat.welcome.told:
+            return
         elif data["epoch"] > mine:
             seat.stream.supersede(data["epoch"])
         elif data["epoch"] == mine:

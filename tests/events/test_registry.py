@@ -19,7 +19,7 @@ from django.db import OperationalError, transaction
 from events import clients, consumers, metrics, registry
 from events.clients import Arrival, Caller, Unknown, Welcome
 from events.consumers import EventStreamConsumer, Grant
-from events.envelope import Interest
+from events.envelope import Envelope, Interest
 from events.models import Client, Event
 from events.registry import Gone, Registry
 from events.states import ClientState
@@ -329,6 +329,29 @@ async def test_a_later_stream_that_sits_down_first_stays(who: Caller) -> None:
     assert early.heard == [("superseded", 2)]
     assert late.heard == []
     assert here._seats[1].welcome.epoch == 2
+
+
+async def test_B15_what_the_log_says_of_an_earlier_client_of_this_id_is_not_about_the_one_that_is_here(
+    who: Caller,
+) -> None:
+    """Its row was deleted, and the new one's epochs begin again; this process reads the log a moment later."""
+    here, ear = Registry(), Ear()
+    welcome = Welcome(pk=2, owner_id=1, cid=CID, epoch=1, accepted=True, reason="", resumed=False, told=7)
+    here._sit(registry.Seat(welcome, ear, ("", "")))
+
+    def hear(number: int, name: str, epoch: int) -> None:
+        here._take(
+            Envelope(
+                id=number, name=name, topic=f"client:{CID}", audience=1, data={"epoch": epoch}, frame=b""
+            )
+        )
+
+    hear(5, "client.opened", 9)
+    hear(6, "client.closed", 1)
+    hear(7, "client.opened", 1)
+    assert ear.heard == []
+    hear(8, "client.opened", 2)
+    assert ear.heard == [("superseded", 2)]
 
 
 # ── Many ──
