@@ -187,7 +187,7 @@ test("B51 after somebody signed in in another tab, the page asks who it is befor
   for (const [user, expected] of [["user:1", "Sent"], ["user:2", "Not sent. You were signed out before this was sent."]]) {
     const tab = await open();
     const { fetch } = globalThis;
-    globalThis.fetch = (url, init) => (url === location.href ? Promise.resolve(new Response(`<body data-user="${user}">`)) : fetch(url, init));
+    globalThis.fetch = (url, init) => (url === "/" ? Promise.resolve(new Response(`<body data-user="${user}">`)) : fetch(url, init));
     document.cookie = "other=1; csrftoken=token-2";
     tab.say("one");
     await settle();
@@ -201,7 +201,7 @@ test("B47 a proxy's error page says nothing of who is signed in: the message is 
     const tab = await open();
     const { fetch } = globalThis;
     const pages = [new Response(text, { status }), new Response('<body data-page="x" data-user="user:1">')];
-    globalThis.fetch = (url, init) => (url === location.href ? Promise.resolve(pages.shift()) : fetch(url, init));
+    globalThis.fetch = (url, init) => (url === "/" ? Promise.resolve(pages.shift()) : fetch(url, init));
     document.cookie = "other=1; csrftoken=token-2";
     tab.say("one");
     await settle();
