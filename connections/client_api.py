@@ -14,7 +14,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from connections import errors, inputs, openapi, payloads, tasks
+from connections import errors, inputs, openapi, payloads, tasks, transitions
 from connections.access import Forbidden, NotFound, Principal, operable, visible
 from connections.api import Operation, paged, window
 from connections.errors import ApiError
@@ -265,8 +265,8 @@ class Claims(ClientOperation):
         body = self.parsed(inputs.TakeClaim)
         subject: str = body["subject"]
         audience = owner_of_subject(self.principal, subject, to_act=True)
-        take = tasks.handle if subject.startswith("task:") else clients.take
-        claim = take(
+        room = tasks if subject.startswith("task:") else transitions
+        claim = room.handle(
             caller=self.caller,
             cid=self.cid,
             subject=subject,

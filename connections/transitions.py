@@ -327,6 +327,16 @@ def update_connection(
         return row
 
 
+def handle(*, subject: str, **claim: Any) -> dict[str, Any]:
+    """A client is handling the login of ``connection:<id>`` from now on: :func:`events.clients.take`.
+
+    :raises ManagedAuthConnection.DoesNotExist: it was deleted meanwhile; nothing would ever remove the claim.
+    """
+    with transaction.atomic():
+        _lock(subject.partition(":")[2])
+        return clients.take(subject=subject, **claim)
+
+
 def delete_connection(*, connection_id: str, actor: Principal, now: dt.datetime) -> None:
     """Cancel what runs, then delete the connection and its flows. Its finished tasks stay as history."""
     with transaction.atomic():

@@ -12,7 +12,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from connections import tasks, transitions
+from connections import client_api, tasks, transitions
 from connections.access import of_user
 from connections.models import Task
 from connections.states import TaskKind
@@ -326,6 +326,22 @@ def test_a_task_that_has_ended_is_handled_by_nobody_any_more(me: Login, owner: U
     assert holder_of(f"task:{task.id}") is None
     tasks.delete(task_id=task.id, actor="owner", now=timezone.now())
     error_of(me.claim(mine.cid, f"task:{task.id}"), 404, "not_found")
+
+
+def test_what_is_deleted_between_the_look_and_the_claim_leaves_no_claim(
+    me: Login, owner: User, connection: Any, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = me.come()
+    look = client_api.owner_of_subject
+
+    def look_and_delete(*words: Any, **more: Any) -> int:
+        found = look(*words, **more)
+        transitions.delete_connection(connection_id=connection.id, actor=of_user(owner), now=timezone.now())
+        return found
+
+    monkeypatch.setattr(client_api, "owner_of_subject", look_and_delete)
+    error_of(me.claim(mine.cid, subject), 404, "not_found")
+    assert not Claim.objects.exists()
 
 
 def test_B38_a_takeover_tells_the_one_who_had_it_and_leaves_them_connected(
