@@ -286,7 +286,16 @@ def test_B17_B30_B31_two_hundred_reconnects_over_two_processes_lose_nothing_and_
         # Threads and database connections of a pool come and go by one or two.
         return [each for each in pairs if each[2] > each[1] + (3 if each[0] in ("threads", "files") else 0)]
 
-    until(lambda: not grown(), 20, f"{grown()}")
+    last: list[tuple[str, int, int]] = []
+
+    def nothing_has_grown() -> bool:
+        last[:] = grown()
+        return not last
+
+    try:
+        until(nothing_has_grown, 20)
+    except AssertionError:
+        raise AssertionError(f"{last}") from None
 
 
 def count_rows(node: Node) -> list[int]:

@@ -123,6 +123,12 @@ document.addEventListener("focusin", (event) => {
   const part = event.target.closest?.(".state, .attn");
   place = part ? part.id : null;
 });
+document.addEventListener("focusout", ({ target }) =>
+  queueMicrotask(() => {
+    // Left on purpose, and not because it went or was frozen: then it stays left.
+    if (document.activeElement === document.body && target.isConnected && !target.closest("[inert]") && !target.matches(":disabled")) place = null;
+  }),
+);
 document.addEventListener("htmx:after:swap", () => setTimeout(replace, 50));
 function replace() {
   if (!place || ![document.body, parked].includes(document.activeElement)) return;

@@ -204,7 +204,7 @@ function wanted() {
   return { subject: lone, doing: lone ? "looking" : "" };
 }
 
-// What does not arrive is said again with the next renewal, or with the next stream.
+// What does not arrive is said again with the next renewal, or with the next stream; that somebody left, with the next look.
 const presence = (subject, doing, more) => operate("presence", { subject, doing }, more).catch(() => null);
 
 // One after the other: two at once could arrive the other way round.
@@ -218,8 +218,13 @@ async function sync() {
       const left = said.subject;
       if (subject === left && (!subject || (doing === said.doing && Date.now() - said.at < RENEW))) return;
       const leaving = left && left !== subject;
+      const before = said;
       said = leaving ? NOWHERE : { subject, doing, at: Date.now() };
-      await presence(leaving ? left : subject, leaving ? "" : doing, { signal: AbortSignal.timeout(10_000) });
+      const answer = await presence(leaving ? left : subject, leaving ? "" : doing, { signal: AbortSignal.timeout(10_000) });
+      if (leaving && !(answer?.status < 500)) {
+        said = before;
+        return;
+      }
     }
   } finally {
     syncing = false;
