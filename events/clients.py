@@ -53,7 +53,7 @@ PRESENCE = dt.timedelta(seconds=30)
 LAPSED = ("its server process ended", "its lease ran out")
 #: Clients of one owner, those that are over included: a loop that makes up ids must not fill the table and the log.
 PER_OWNER = 500
-#: So often arrivals begin anew because of what others delete meanwhile. Each turn needs another deletion: more than two were never seen.
+#: So often arrivals begin anew because of what others delete meanwhile: a bound, for each turn needs another deletion at just that moment.
 TURNS = 20
 #: Rows that one sweep deals with at a time.
 LIMIT = 200
@@ -61,8 +61,6 @@ LIMIT = 200
 MAX_LAG = 1000
 #: What the position of a stream may be older than the moment that it was written down.
 LAG_GRACE = dt.timedelta(seconds=1)
-
-
 #: Any fixed number, and another one than that of the log: see :func:`_lock_newcomers`.
 NEWCOMERS_LOCK = 0x5B_10_61
 

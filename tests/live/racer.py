@@ -183,6 +183,7 @@ class Handicap:
         self._seconds = APART
 
     def wait(self) -> None:
+        # Not for anything to happen: this is the distance of the race itself.
         time.sleep(random.uniform(0, 2 * self._seconds))
 
     def won(self, won: bool) -> None:
