@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.core.management import call_command
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
@@ -173,7 +174,7 @@ def test_a_colleague_with_the_permission_answers_for_the_team(
 def test_home_tells_a_newcomer_what_to_do_next(web: Client, owner: User) -> None:
     page = web.get("/").content.decode()
     assert "/connections/new" in page
-    assert f"create_api_key {owner.username}" in page
+    assert f"create_api_key --user {owner.username}" in page
     assert "/admin/" not in page
     owner.is_staff = True
     owner.save()
@@ -664,3 +665,15 @@ def test_an_unknown_page_is_404_in_html(web: Client) -> None:
     answer = web.get("/no-such-page")
     assert answer.status_code == 404
     assert "There is nothing here" in answer.content.decode()
+
+
+def test_the_command_that_the_empty_home_page_names_makes_a_key(
+    owner: User, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web = Client()
+    web.force_login(owner)
+    found = re.search(r"<code>python manage\.py ([^<]+)</code>", web.get("/").content.decode())
+    assert found
+    call_command(*found[1].split())
+    assert capsys.readouterr().out.strip().startswith("sk_")
+    assert owner.username in found[1]
