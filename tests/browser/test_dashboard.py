@@ -397,6 +397,29 @@ def test_the_keyboard_alone_is_enough_to_answer(desk: Any, site: sites.Site) -> 
     tab.check()
 
 
+def test_who_waits_for_the_site_has_the_heading_and_then_the_next_question(
+    desk: Any, site: sites.Site
+) -> None:
+    connection = create(desk("/"), host_of(site), "waits")
+    tab = desk(f"/connections/{connection}")
+    expect(state(tab)).to_contain_text("Waiting for you: user name and password")
+    is_live(tab)
+    site.answers.clear()
+    try:
+        tab.page.keyboard.press("i")
+        tab.page.keyboard.type(sites.USERNAME)
+        tab.page.keyboard.press("Tab")
+        tab.page.keyboard.type(sites.PASSWORD)
+        tab.page.keyboard.press("Enter")
+        # There is no field: the heading is where the next one will be.
+        expect(tab.page.locator("h2:focus")).to_contain_text("Sending")
+    finally:
+        site.answers.set()
+    expect(tab.page.locator(":focus")).to_have_attribute("autocomplete", "one-time-code")
+    expect(tab.page.locator(".state h2")).not_to_have_attribute("tabindex", "-1")
+    tab.check()
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_fits_its_width_and_breaks_no_policy(

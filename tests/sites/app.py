@@ -155,6 +155,9 @@ class Site:
         self._used_codes: set[str] = set()
         self._grants: dict[str, str] = {}
         self._approved = threading.Event()
+        #: Cleared: every request waits until it is set.
+        self.answers = threading.Event()
+        self.answers.set()
         self._server: WSGIServer | None = None
 
     def __enter__(self) -> Self:
@@ -215,6 +218,7 @@ class Site:
 
     def _application(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = self._request(environ)
+        self.answers.wait(60)
         response = self._answer(request)
         headers = [("Content-Type", "text/html; charset=utf-8"), *response.headers]
         if any(name == "Content-Type" for name, _ in response.headers):

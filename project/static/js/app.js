@@ -123,10 +123,14 @@ document.addEventListener("focusin", (event) => {
   const part = event.target.closest?.(".state, .attn");
   place = part ? part.id : null;
 });
+const focusable = (element) => element.isConnected && element.checkVisibility() && !element.closest("[inert]") && !element.matches(":disabled");
 document.addEventListener("focusout", ({ target }) =>
   queueMicrotask(() => {
-    // Left on purpose, and not because it went or was frozen: then it stays left.
-    if (document.activeElement === document.body && target.isConnected && !target.closest("[inert]") && !target.matches(":disabled")) place = null;
+    // Left on purpose, and not because it went, was hidden or was frozen: then it stays left.
+    if (document.activeElement === document.body && focusable(target)) place = null;
+    if (target !== parked || document.activeElement === parked) return;
+    parked.removeAttribute("tabindex"); // a heading again, which a click leaves alone
+    parked = null;
   }),
 );
 document.addEventListener("htmx:after:swap", () => setTimeout(replace, 50));
