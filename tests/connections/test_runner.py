@@ -53,14 +53,20 @@ def story(owner: User) -> Story:
     return story
 
 
-def run(story: Story, driver: Scripted, meanwhile: Callable[[], Any] | None = None) -> None:
-    """The runner to its end; ``meanwhile`` happens when somebody can act."""
+def run(
+    story: Story,
+    driver: Scripted,
+    meanwhile: Callable[[], Any] | None = None,
+    *,
+    when: Callable[[], Any] = lambda: True,
+) -> None:
+    """The runner to its end; ``meanwhile`` happens when somebody can act, and the driver is as far as ``when`` says."""
 
     async def both() -> None:
         bell = asyncio.Event()
         job = asyncio.create_task(runner.run_login(story.holding(), bell, driver))
         if meanwhile is not None:
-            await until_db(lambda: story.flow().interaction_id)
+            await until_db(lambda: when() and story.flow().interaction_id)
             await in_db(meanwhile)
             bell.set()
         await asyncio.wait_for(job, 15)
@@ -208,10 +214,13 @@ def test_a_choice_needs_a_person_next_time_unless_it_was_an_identity_provider(
 
 
 def test_A46_an_external_action_is_shown_and_its_fallback_can_be_answered(story: Story) -> None:
+    looked = threading.Event()
+
     async def script(target: Target, person: Person) -> Success:
         code = Question(fields=(Field(id="f1", ref="code", type="code", label="Code"),))
         await person.external_action(ExternalAction(message="Press 47", fallback=code))
         assert await person.answer_within(0.01) is None
+        looked.set()
         while (answer := await person.answer_within(0.2)) is None:
             pass
         assert answer.field_values == {"f1": "123456"}
@@ -221,7 +230,7 @@ def test_A46_an_external_action_is_shown_and_its_fallback_can_be_answered(story:
         assert story.flow().step == FlowStep.AWAITING_EXTERNAL_ACTION
         story.submit({"f1": "123456"})
 
-    run(story, Scripted(script), meanwhile)
+    run(story, Scripted(script), meanwhile, when=looked.is_set)
     assert story.flow().status == FlowStatus.SUCCESS
     assert "external_action" in story.row().requirements["kinds"]
 
