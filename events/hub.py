@@ -269,9 +269,7 @@ class Hub:
                 await asyncio.sleep(0)
                 continue
             self.caught_up_at = began
-            expecting, self._expecting = self._expecting, set()
-            for subscription in expecting:
-                subscription.attention.set()
+            self._tell_expecting()
             unannounced = bool(news) and not woken
             if news:
                 await asyncio.sleep(max(0.0, began + JOIN_SECONDS - time.monotonic()))
@@ -282,6 +280,12 @@ class Hub:
             # Looked at last: a wake-up may come a moment after the look that found its event.
             if unannounced:
                 self._count_missed(self._woken)
+
+    def _tell_expecting(self) -> None:
+        # Not in the loop above: its variable would keep the last of them, with its connection, until the next one comes.
+        expecting, self._expecting = self._expecting, set()
+        for subscription in expecting:
+            subscription.attention.set()
 
     def _look(self) -> tuple[list[Envelope], bool]:
         metrics.LOG_READS.labels("hub").inc()

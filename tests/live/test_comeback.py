@@ -236,7 +236,13 @@ def test_B17_B30_B31_two_hundred_reconnects_over_two_processes_lose_nothing_and_
         assert tab.claim(subject_of(made[number % 2]))[0] == 200
         tab.line.cut()
     until(lambda: open_streams(nodes) == 2, 30)
-    held = [node.held() for node in nodes]
+
+    def settled() -> list[dict[str, int]] | None:
+        """What is held when nothing but the resident is: nobody's request outlives their stream."""
+        now = [node.held() for node in nodes]
+        return now if all(each["requests"] == each["wires"] == each["streams"] == 1 for each in now) else None
+
+    held = until(settled, 20, "a request stays behind")
     rows = count_rows(here)
     # What is being written meanwhile does not end before the last reconnect has begun.
     over = threading.Event()
