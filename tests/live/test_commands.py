@@ -491,7 +491,8 @@ def test_C20_C21_C23_kill_against_natural_end_has_one_outcome_everywhere(tmp_pat
             """Who has seen an end sees nothing else afterwards."""
             seen: dict[str, str] = {}
             with client(commands.running) as reader:
-                while not over.wait(0.05):
+                # Fifty looks a second altogether: more would leave the server no time for what races.
+                while not over.wait(0.2):
                     for row in reader.http.get("/api/tasks", params={"limit": 10}).json():
                         if seen.get(row["id"]) in END and row["status"] != seen[row["id"]]:
                             broken.append(f"{row['id']}: {seen[row['id']]} then {row['status']}")
