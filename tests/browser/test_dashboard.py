@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import Running
+from tests.conftest import Running, until
 from tests.sites import app as sites
 
 playwright_api = pytest.importorskip("playwright.sync_api")
@@ -222,6 +222,72 @@ def test_B48_after_the_last_try_the_form_is_free_again_with_its_values(desk: Any
     tab.page.unroute("**/answer")
     tab.page.get_by_role("button", name="Send", exact=True).click()
     expect(state(tab)).to_contain_text("Waiting for you: code")
+
+
+@pytest.mark.parametrize("how", ["under way", "waiting for its next try"])
+def test_B47_an_answer_whose_question_was_answered_meanwhile_is_not_lost_in_silence(
+    how: str, desk: Any, site: sites.Site
+) -> None:
+    slow = desk("/")
+    connection = create(slow, host_of(site), f"second-{how.split()[0]}")
+    expect(slow.page.locator("form.answer")).to_be_visible()
+    quick = desk(f"/connections/{connection}")
+    held: list[Any] = []
+    healed: list[bool] = []
+
+    def hold(route: Any) -> None:
+        if healed:
+            route.continue_()
+        elif how == "under way":
+            held.append(route)
+        else:
+            route.abort()
+
+    slow.page.route("**/answer", hold)
+    fill_password(slow, "something else")
+    if how == "under way":
+        until(lambda: (slow.page.wait_for_timeout(20), held)[1], 20)
+    else:
+        expect(slow.page.get_by_text("Not delivered yet. Trying again (1 of 3)")).to_be_visible()
+    fill_password(quick, sites.PASSWORD)
+    expect(state(slow)).to_contain_text("Waiting for you: code")
+    healed.append(True)
+    for route in held:
+        route.continue_()
+    expect(slow.page.locator(".say")).to_contain_text("s ago. Please answer the new question.")
+    expect(slow.page.get_by_text("Not delivered yet")).to_have_count(0)
+    code = slow.page.locator("form.answer:visible").first
+    code.locator("input[autocomplete=one-time-code]").fill(sites.SMS_CODE)
+    code.get_by_role("button", name="Send", exact=True).click()
+    expect(state(slow)).to_contain_text("Done")
+    assert slow.page.evaluate("window.__wrong") == []
+
+
+def test_B59_an_answer_that_arrived_without_a_word_gets_its_receipt_and_no_banner(
+    desk: Any, site: sites.Site
+) -> None:
+    tab = desk("/")
+    create(tab, host_of(site), "swallowed")
+    expect(tab.page.locator("form.answer")).to_be_visible()
+    statuses: list[int] = []
+
+    def swallow(route: Any) -> None:
+        answer = route.fetch()
+        statuses.append(answer.status)
+        if len(statuses) == 1:
+            route.abort()
+        else:
+            route.fulfill(response=answer)
+
+    tab.page.route("**/answer", swallow)
+    fill_password(tab, sites.PASSWORD)
+    expect(state(tab)).to_contain_text("Waiting for you: code")
+    until(lambda: (tab.page.wait_for_timeout(20), len(statuses) == 2)[1], 20)
+    assert statuses == [200, 200]
+    expect(tab.page.get_by_text("Not delivered yet")).to_have_count(0)
+    assert tab.page.locator(".banner:visible").all_inner_texts() == []
+    expect(tab.page.locator("form.answer:visible").first).not_to_have_attribute("inert", "")
+    assert tab.page.evaluate("window.__wrong") == []
 
 
 def test_a_login_is_cancelled_with_a_reason_and_started_again(desk: Any, site: sites.Site) -> None:

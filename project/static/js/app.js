@@ -181,6 +181,7 @@ function release(form) {
   const button = sends.get(form)?.submitter;
   if (button?.isConnected && document.activeElement === document.body) button.focus({ preventScroll: true });
   sends.delete(form);
+  if (leaving.contains(form)) form.remove();
 }
 
 const acting = (target) => (target instanceof HTMLFormElement && target.matches("[data-answer], [data-action]") ? target : null);
@@ -197,13 +198,18 @@ document.addEventListener("htmx:before:request", (event) => {
 });
 
 document.addEventListener("htmx:after:request", (event) => {
-  const form = acting(event.target);
+  const form = acting(event.detail.ctx.sourceElement);
   const send = form && sends.get(form);
   if (!send) return;
   const { status, raw } = event.detail.ctx.response;
   send.answered = true;
   if (passing(status)) {
     retry(form, retryAfter(raw.headers));
+    return;
+  }
+  if (status >= 400 && !form.isConnected) {
+    // Its question went while this was under way, and htmx shows nothing for what is not on the page.
+    again(form, send);
     return;
   }
   // The server has decided about it. What is sent from here on is another message, also when it says the same.
@@ -224,7 +230,7 @@ document.addEventListener("htmx:after:request", (event) => {
 });
 
 document.addEventListener("htmx:finally:request", (event) => {
-  const form = acting(event.target);
+  const form = acting(event.detail.ctx.sourceElement);
   const send = form && sends.get(form);
   if (send && !send.answered) retry(form, 0);
 });
@@ -255,7 +261,8 @@ function retry(form, asked) {
   }
   const pause = RETRY_AFTER[send.tries];
   if (pause === undefined) {
-    say(form, "We could not confirm that this arrived. Sending it again is safe.");
+    const safe = isGone(form) ? "Its question is over." : "Sending it again is safe.";
+    say(form, `We could not confirm that this arrived. ${safe}`);
     release(form);
     $("input:not([type=hidden])", form)?.focus();
     return;
@@ -265,8 +272,17 @@ function retry(form, asked) {
   setTimeout(() => again(form, send), Math.min(Math.max(pause, asked), 60_000));
 }
 
+// A form whose question went before it was known what became of the answer. It is sent from here, for its receipt.
+const leaving = document.body.appendChild(document.createElement("div"));
+leaving.hidden = true;
+const isGone = (form) => !form.isConnected || leaving.contains(form);
+
 function again(form, send) {
-  if (!form.isConnected || sends.get(form) !== send) return;
+  if (sends.get(form) !== send) return;
+  if (!form.isConnected) {
+    leaving.append(form);
+    htmx.process(form, true); // leaving the page took its handlers
+  }
   if (navigator.onLine) form.requestSubmit(send.submitter?.isConnected ? send.submitter : undefined);
   else addEventListener("online", () => again(form, send), { once: true });
 }
