@@ -495,7 +495,7 @@ def submit(
             raise FlowOver(flow)
         if flow.step not in ANSWERABLE or not flow.interaction_id:
             raise StaleInteraction(
-                "This was answered already, or nothing is being asked right now.",
+                "Nothing is being asked right now. This answer was not used.",
                 first=_first_answer(flow, answer, actor),
             )
         if answer.interaction_id is not None and answer.interaction_id != flow.interaction_id:
