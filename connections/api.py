@@ -27,6 +27,7 @@ from rest_framework.views import APIView
 from connections import errors, handoff, idempotency, inputs, models, openapi, payloads, registry, transitions
 from connections.access import Forbidden, NotFound, Principal, operable, visible
 from connections.authentication import BrowserAuthentication, address_of, limited
+from connections.commands import NotAllowed
 from connections.errors import ApiError
 from connections.models import HealthCheck, LoginFlow, ManagedAuthConnection
 from connections.openapi import operation, shape
@@ -142,8 +143,9 @@ class Operation(APIView):
         )
 
     def handle_exception(self, exc: Exception) -> Response:
-        """What was done to an object that is gone by now still has its receipt: without it, a repetition would be told that it never arrived."""
-        if isinstance(exc, NotFound) and self.request.method == "POST":
+        """What was done to an object that is gone by now, or that the caller may not change any more, still has its receipt: without it, a
+        repetition would be told that it never arrived."""
+        if isinstance(exc, NotFound | Forbidden | NotAllowed) and self.request.method == "POST":
             # A request with other faults as well is answered with this one.
             with contextlib.suppress(ApiError):
                 if (kept := self._kept()) is not None:

@@ -251,6 +251,7 @@ class TaskInput(Operation):
             content=content,
             submit=body.get("submit", True),
             message_id=message_id,
+            sender=self.principal.user_id,
             actor=self.principal.name,
             now=self.now,
         )

@@ -67,16 +67,17 @@ def add_input(
     content: Any,
     submit: bool = True,
     message_id: str,
+    sender: int | None = None,
     actor: str,
     now: dt.datetime,
 ) -> TaskInput:
     """Put something at the end of the task's own queue, whatever the task is doing: the order of acceptance is the order of delivery.
 
     ``content`` is, by ``kind``: a text, a list of names of keys, or ``[rows, columns]``. It goes into the row, encrypted, and nowhere else. The
-    same message again is the input that it was.
+    same message again is the input that it was: of the same ``sender``, the key of a user, on whichever page or with whichever of their keys.
 
     :raises TakesNoInput: a task of this kind has no use for it.
-    :raises MessageConflict: the message id was used for something else.
+    :raises MessageConflict: the sender used the message id for something else.
     :raises TaskOver: it has ended.
     :raises InputQueueFull: as much as may wait is waiting already; nothing of this was kept.
     """
@@ -87,7 +88,8 @@ def add_input(
         row = Task.objects.select_for_update().get(pk=task_id)
         if not takes_input(row.kind):
             raise TakesNoInput(row.kind)
-        known = row.inputs.filter(message_id=message_id).first()
+        # Of this sender: two people may well call a line "1", and each has to have a receipt for their own.
+        known = row.inputs.filter(message_id=message_id, sender=sender or 0).first()
         if known is not None:
             if not vault.same(known.fingerprint, fingerprint):
                 raise MessageConflict(message_id)
@@ -106,6 +108,7 @@ def add_input(
             kind=kind,
             submit=submit and kind == InputKind.TEXT,
             message_id=message_id,
+            sender=sender or 0,
             fingerprint=fingerprint,
             sealed=vault.seal(content),
             byte_count=size,

@@ -330,6 +330,7 @@ def task_input(visit: Visit, task_id: str) -> HttpResponse:
                 content=content,
                 submit=submit,
                 message_id=message_id,
+                sender=visit.principal.user_id,
                 actor=visit.principal.name,
                 now=visit.now,
             )

@@ -204,6 +204,12 @@ class TaskInput(models.Model):
     )
     number = models.PositiveIntegerField(help_text="the order of acceptance, from 1")
     message_id = models.CharField(max_length=255, help_text="the sender's name for this line")
+    sender = models.BigIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="key of the user whose message id it is; 0: nobody's",
+    )
     fingerprint = models.CharField(
         max_length=64, editable=False, help_text="keyed hash, to know a repetition by"
     )
@@ -217,7 +223,9 @@ class TaskInput(models.Model):
         ordering = ["-created_at", "-pk"]
         constraints = [
             models.UniqueConstraint(fields=["task", "number"], name="task_input_number_once_per_task"),
-            models.UniqueConstraint(fields=["task", "message_id"], name="task_input_once_per_message"),
+            models.UniqueConstraint(
+                fields=["task", "sender", "message_id"], name="task_input_once_per_message"
+            ),
             models.CheckConstraint(
                 condition=Q(taken_at__isnull=True) | Q(sealed__isnull=True), name="task_input_taken_is_erased"
             ),

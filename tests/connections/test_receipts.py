@@ -332,6 +332,34 @@ def test_B44_a_page_and_a_key_of_one_person_do_not_send_one_message_twice(
     assert TaskInput.objects.count() == 1
 
 
+def test_B43_two_people_may_give_their_messages_the_same_id_and_each_has_a_receipt_for_their_own(
+    api: APIClient, colleague: User, client_of: Callable[[User], APIClient], task: Task
+) -> None:
+    theirs = client_of(colleague)
+    for text in ("y", "y", "n"):
+        for who in (api, theirs):
+            answer = post(who, path_of(task), {"text": text}, HTTP_IDEMPOTENCY_KEY=f"1{text}")
+            assert answer.status_code == 202
+    assert TaskInput.objects.count() == 4
+
+
+def test_B44_a_repeated_send_has_its_receipt_also_when_the_right_to_send_is_gone(
+    owner: User, colleague: User, client_of: Callable[[User], APIClient], task: Task
+) -> None:
+    theirs = client_of(colleague)
+    headers = {"HTTP_IDEMPOTENCY_KEY": "m-1"}
+    first = post(theirs, path_of(task), {"text": "y"}, **headers)
+    assert first.status_code == 202
+    colleague.groups.get().permissions.clear()
+    again = post(theirs, path_of(task), {"text": "y"}, **headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again["Idempotent-Replayed"] == "true"
+    # Only that very message: nothing new, and nothing else under its id.
+    error_of(post(theirs, path_of(task), {"text": "y"}), 403, "forbidden")
+    error_of(post(theirs, path_of(task), {"text": "n"}, **headers), 403, "forbidden")
+    assert TaskInput.objects.count() == 1
+
+
 def test_B44_a_login_anew_keeps_the_receipts(owner: User, task: Task) -> None:
     receipts = []
     for _ in range(2):
