@@ -309,7 +309,8 @@ class Presence(ClientOperation):
     def post(self, request: Request, cid: str) -> Response:
         body = self.parsed(inputs.BePresent)
         audience = owner_of_subject(self.principal, body["subject"], to_act=False)
-        clients.be_present(
+        room = tasks if body["subject"].startswith("task:") else transitions
+        room.attend(
             caller=self.caller,
             cid=self.cid,
             subject=body["subject"],

@@ -382,6 +382,18 @@ def handle(*, subject: str, **claim: Any) -> dict[str, Any]:
         return clients.take(subject=subject, **claim)
 
 
+def attend(*, subject: str, **presence: Any) -> None:
+    """A client looks at the task ``task:<id>``, or types: :func:`events.clients.be_present`, also after its end.
+
+    :raises NotFound: it was deleted meanwhile; nothing would ever remove who is there.
+    """
+    task_id = subject.partition(":")[2]
+    with transaction.atomic():
+        if not Task.objects.select_for_update().filter(pk=task_id).first():
+            raise NotFound(task_id)
+        clients.be_present(subject=subject, **presence)
+
+
 def lock_held(hold: Hold) -> Task:
     """The task behind a hold, locked.
 

@@ -337,6 +337,16 @@ def handle(*, subject: str, **claim: Any) -> dict[str, Any]:
         return clients.take(subject=subject, **claim)
 
 
+def attend(*, subject: str, **presence: Any) -> None:
+    """A client looks at ``connection:<id>``, or types: :func:`events.clients.be_present`.
+
+    :raises ManagedAuthConnection.DoesNotExist: as for :func:`handle`.
+    """
+    with transaction.atomic():
+        _lock(subject.partition(":")[2])
+        clients.be_present(subject=subject, **presence)
+
+
 def delete_connection(*, connection_id: str, actor: Principal, now: dt.datetime) -> None:
     """Cancel what runs, then delete the connection and its flows. Its finished tasks stay as history."""
     with transaction.atomic():

@@ -10,5 +10,5 @@ class EventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        # These need the models, which exist only now.
-        autodiscover_modules("receivers", "clients")
+        # These need the models, which exist only now. Of every app, events/receivers.py among them.
+        autodiscover_modules("receivers")

@@ -26,8 +26,6 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Count, F, Q, QuerySet
-from django.db.models.signals import pre_delete
-from django.dispatch import receiver
 from django.utils import timezone
 
 from events import log, metrics
@@ -150,6 +148,8 @@ class Replaced:
     """This page lost the client to another one, and was told. It shall not come back."""
 
     epoch: int
+    #: An operator sent it away, with this reason; None: another page has it.
+    dismissed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -584,7 +584,7 @@ def _newer(said: int | None, known: int | None) -> int | None:
 def _arrive(arrival: Arrival, row: Client, batch: _Batch) -> Outcome:
     if row.state == ClientState.CLOSED and arrival.page == row.page:
         # An operator sent this page away. Loading it again is another page.
-        return Replaced(epoch=row.epoch)
+        return Replaced(epoch=row.epoch, dismissed=row.reason)
     if arrival.page != row.page:
         if arrival.page in row.former_pages:
             return Replaced(epoch=row.epoch)
@@ -797,18 +797,23 @@ def close(*, pk: int, reason: str, actor: str) -> bool:
         return False
 
 
-@receiver(pre_delete, sender=settings.AUTH_USER_MODEL, dispatch_uid="events.owner_leaves")
-def close_all(sender: Any, instance: Any, **kwargs: Any) -> None:
-    """A user is deleted: whoever watched what they handled is told, before the rows go."""
+def close_all(owner_id: int) -> None:
+    """A user is about to be deleted: whoever watched what they handled is told, before the rows go.
+
+    Called with the user's objects locked, so that nobody comes to them behind this: who is at them is forgotten.
+    """
     with transaction.atomic():
         now = database_now()
-        rows = [row for row in _locked(Client.objects.filter(owner=instance.pk)) if row.keeps_claims]
+        rows = [row for row in _locked(Client.objects.filter(owner=owner_id)) if row.keeps_claims]
+        theirs = Claim.objects.select_for_update().filter(audience=owner_id).order_by("pk")
+        places = [claim.pk for claim in theirs]
         _release_all(*rows, actor="system", reason="its user was deleted", now=now)
         for row in rows:
             _move(
                 row, ClientState.CLOSED, now=now, tell="client.closed", actor="system",
                 lease_expires_at=None, expires_at=None, reason="its user was deleted",
             )  # fmt: skip
+        Claim.objects.filter(pk__in=places).delete()
 
 
 def renew(process: str, held: Mapping[int, int], *, cursors: Mapping[int, int]) -> dict[int, Client | None]:
@@ -1064,6 +1069,8 @@ def be_present(*, caller: Caller, cid: str, subject: str, audience: int, doing: 
         known = Presence.objects.filter(claim__subject=subject, client=row)
         now = database_now()
         if doing and known.filter(doing=doing).update(until=now + PRESENCE):
+            return
+        if not doing and not known.exists():
             return
         claim = _claim_row(subject, audience)
         if doing:

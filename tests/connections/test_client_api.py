@@ -344,6 +344,36 @@ def test_what_is_deleted_between_the_look_and_the_claim_leaves_no_claim(
     assert not Claim.objects.exists()
 
 
+def test_who_looks_at_what_is_being_deleted_leaves_nothing_behind(
+    me: Login, owner: User, connection: Any, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = me.come()
+    look = client_api.owner_of_subject
+
+    def look_and_delete(*words: Any, **more: Any) -> int:
+        found = look(*words, **more)
+        transitions.delete_connection(connection_id=connection.id, actor=of_user(owner), now=timezone.now())
+        return found
+
+    assert me.post(mine.cid, "presence", {"subject": subject, "doing": ""}).status_code == 204
+    assert not Claim.objects.exists(), "who was not there leaves nothing either"
+    monkeypatch.setattr(client_api, "owner_of_subject", look_and_delete)
+    error_of(me.post(mine.cid, "presence", {"subject": subject, "doing": "looking"}), 404, "not_found")
+    assert not Claim.objects.exists()
+
+
+def test_what_is_deleted_with_its_owner_leaves_no_claim(
+    me: Login, other: Login, owner: User, subject: str
+) -> None:
+    mine, theirs = me.come(), other.come()
+    other.claim(theirs.cid, subject)
+    me.post(mine.cid, "presence", {"subject": subject, "doing": "looking"})
+    assert Claim.objects.count() == 1
+    owner.delete()
+    assert not Claim.objects.exists()
+    assert row_of(theirs).state == ClientState.LIVE
+
+
 def test_B38_a_takeover_tells_the_one_who_had_it_and_leaves_them_connected(
     me: Login, other: Login, subject: str
 ) -> None:
