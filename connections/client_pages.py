@@ -33,7 +33,8 @@ def client_list(visit: Visit) -> HttpResponse:
     state, user = visit.param("state"), visit.param("user")
     rows = _rows(visit)
     there = rows.filter(state__in=CLIENT_KEEPS)
-    people = sorted(set(there.order_by().values_list("who", flat=True).distinct()[:200]))
+    # Also whoever is chosen and not there: a filter that is on has to be seen.
+    people = sorted({user} - {""} | set(there.order_by().values_list("who", flat=True).distinct()[:200]))
     rows = rows.filter(state=state) if state in ClientState.values else there
     if user:
         rows = rows.filter(who=user)

@@ -63,6 +63,11 @@ class Visit:
         return int(settings.HEARTBEAT_SECONDS)
 
     @property
+    def login(self) -> str:
+        """A name for this login session, by which a page knows that somebody signed in anew; it opens nothing."""
+        return self.principal.binding[-8:]
+
+    @property
     def by_script(self) -> bool:
         return self.request.headers.get("HX-Request") == "true"
 

@@ -27,6 +27,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
+from urllib.parse import quote
 
 from channels.generic.http import AsyncHttpConsumer
 from django.conf import settings
@@ -312,9 +313,10 @@ class EventStreamConsumer(AsyncHttpConsumer):
         except registry.Crowded:
             message = f"You have {clients.PER_OWNER} clients already: use an id again instead of a new one."
             await self._refuse(Refused(429, "too_many_clients", message, headers={"Retry-After": "60"}))
-        except registry.Gone:
-            # What stops an EventSource for good (WHATWG HTML, section 9.2.3).
-            await self._refuse(Refused(204, "superseded", "Another page has taken over."))
+        except registry.Gone as gone:
+            # What stops an EventSource for good (WHATWG HTML, section 9.2.3). It has no body, so a header says why.
+            headers = {} if gone.dismissed is None else {"X-Disconnected": quote(gone.dismissed)}
+            await self._refuse(Refused(204, "superseded", "Another page has taken over.", headers=headers))
         except Refused as refused:
             await self._refuse(refused)
         except asyncio.CancelledError:
@@ -336,8 +338,9 @@ class EventStreamConsumer(AsyncHttpConsumer):
     async def _refuse(self, refused: Refused) -> None:
         metrics.REFUSED.labels(str(refused.status)).inc()
         if refused.status == 204:
+            more = [(name.encode(), value.encode()) for name, value in refused.headers.items()]
             await self.send_response(
-                204, b"", headers=[(b"Cache-Control", b"no-store"), *self.cors_headers()]
+                204, b"", headers=[(b"Cache-Control", b"no-store"), *more, *self.cors_headers()]
             )
             return
         body = sse.dumps({"code": refused.code, "message": refused.message}).encode()

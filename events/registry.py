@@ -90,7 +90,11 @@ class Crowded(Exception):
 
 
 class Gone(Exception):
-    """The page lost its client to another page: it shall not come back."""
+    """The page lost its client to another page, or was ``dismissed`` for a reason: it shall not come back."""
+
+    def __init__(self, cid: str, dismissed: str | None) -> None:
+        super().__init__(cid)
+        self.dismissed = dismissed
 
 
 class Registry:
@@ -149,7 +153,7 @@ class Registry:
             if isinstance(outcome, Welcome):
                 return outcome
             if isinstance(outcome, Replaced):
-                raise Gone(arrival.cid)
+                raise Gone(arrival.cid, outcome.dismissed)
             if isinstance(outcome, Full):
                 raise Crowded(arrival.caller.who)
             if await self._is_there(outcome):

@@ -246,6 +246,42 @@ def test_the_page_of_clients_shows_this_tab_and_disconnects_another_with_a_reaso
     mine.check()
 
 
+def test_a_page_that_was_sent_away_while_it_was_paused_is_told_why_and_offers_nothing_any_more(
+    boss: Any, other: Any, office: Running, site: sites.Site
+) -> None:
+    theirs = other("/")
+    waiting(theirs, site, "sent-away")
+    expect(theirs.page.get_by_role("button", name="I take it")).to_be_visible()
+    press(theirs, "Pause live updates")
+    expect(theirs.page.locator("#badge")).to_have_attribute("data-state", "paused")
+    cid = theirs.page.evaluate("sessionStorage.getItem('switchboard.cid')")
+    office.manage("clients", "--disconnect", cid, "--reason", "maintenance – at ten")
+    press(theirs, "Go on")
+    expect(theirs.page.locator("#badge")).to_contain_text("Disconnected: maintenance – at ten")
+    expect(theirs.page.get_by_role("button", name="I take it")).to_have_count(0)
+    assert theirs.page.evaluate("window.__wrong") == []
+
+
+def test_who_took_a_login_that_ended_meanwhile_can_let_it_go(other: Any, site: sites.Site) -> None:
+    theirs = other("/")
+    connection = waiting(theirs, site, "too-late")
+    held: list[Any] = []
+    theirs.page.route("**/claims", lambda route: held.append(route))
+    press(theirs, "I take it")
+    until(lambda: (theirs.page.wait_for_timeout(20), held)[1], 20)
+    canceller = other(f"/connections/{connection}")
+    canceller.page.get_by_text("Cancel…").click()
+    canceller.page.get_by_role("button", name="Cancel this login").click()
+    expect(theirs.page.locator("section.state .chip")).to_contain_text("Cancelled")
+    expect(theirs.page.get_by_role("button", name="I take it")).to_have_count(0)
+    held[0].continue_()
+    expect(who(theirs)).to_contain_text("other is handling this")
+    press(theirs, "Let go")
+    expect(who(theirs)).to_be_empty()
+    expect(theirs.page.get_by_role("button", name="I take it")).to_have_count(0)
+    theirs.check()
+
+
 def test_rows_of_clients_are_live_and_new_ones_come_through_the_pill(boss: Any, other: Any) -> None:
     mine = boss("/clients")
     is_live(mine)

@@ -479,10 +479,30 @@ def test_who_waits_for_the_site_has_the_heading_and_then_the_next_question(
         tab.page.keyboard.press("Enter")
         # There is no field: the heading is where the next one will be.
         expect(tab.page.locator("h2:focus")).to_contain_text("Sending")
+        # What is typed on is no command, until there was a pause; and a visit to the help ends where it began.
+        tab.page.keyboard.type("/?gc", delay=50)
+        expect(tab.page.locator("#help")).to_be_hidden()
+        tab.page.wait_for_timeout(1600)
+        tab.page.keyboard.press("?")
+        expect(tab.page.locator("#help")).to_be_visible()
+        tab.page.keyboard.press("Escape")
+        expect(tab.page.locator("h2:focus")).to_contain_text("Sending")
+        assert tab.page.url.endswith(connection)
     finally:
         site.answers.set()
     expect(tab.page.locator(":focus")).to_have_attribute("autocomplete", "one-time-code")
     expect(tab.page.locator(".state h2")).not_to_have_attribute("tabindex", "-1")
+    tab.check()
+
+
+def test_the_button_beside_the_badge_has_the_focus_again_when_it_comes_back(desk: Any) -> None:
+    tab = desk("/")
+    is_live(tab)
+    tab.page.locator("#badge-act").focus()
+    for shown, state_of in (("Go on", "paused"), ("Pause", "live")):
+        tab.page.keyboard.press("Enter")
+        expect(tab.page.locator("#badge")).to_have_attribute("data-state", state_of)
+        expect(tab.page.locator("#badge-act:focus")).to_have_text(shown)
     tab.check()
 
 

@@ -427,7 +427,14 @@ def test_what_waits_is_answered_from_the_home_page_once(desk: Any, running: Runn
     tab = desk("/")
     is_live(tab)
     card = tab.page.locator("article.attn", has_text="from home")
-    card.get_by_role("button", name="No", exact=True).dblclick()
+    no = card.get_by_role("button", name="No", exact=True)
+    # What was refused can be pressed again where the focus was.
+    tab.page.route("**/input", lambda route: route.fulfill(status=400, body="no"))
+    no.press("Enter")
+    expect(tab.page.get_by_text("Not sent.").first).to_be_visible()
+    expect(no).to_be_focused()
+    tab.page.unroute("**/input")
+    no.dblclick()
     expect(card).to_contain_text("Done")
     assert len(present(running, path)["inputs"]) == 1
     tab.check()

@@ -750,7 +750,7 @@ def test_an_operator_ends_a_client_once_and_it_begins_anew(owner: User, clock: C
     assert row_of(mine).reason == "x" * 200
     with pytest.raises(Unknown):
         clients.take(caller=who, cid=cid_of(1), subject=SUBJECT, audience=owner.pk)
-    assert arrive(who, cid_of(1)) == Replaced(epoch=1), "the page that was sent away stays away"
+    assert arrive(who, cid_of(1)) == Replaced(epoch=1, dismissed="x" * 200), "it stays away"
     again = welcome(who, cid_of(1), "page-two")
     assert (again.epoch, again.resumed, again.accepted) == (2, False, True)
 

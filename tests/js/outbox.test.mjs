@@ -42,7 +42,7 @@ function clock() {
 }
 
 /** An outbox with a server that answers as `answers` say, one after the other; then with receipts. */
-function outbox({ kept = storage(), user = "user:1", answers = [], time = clock(), online = true, mine = async () => true } = {}) {
+function outbox({ kept = storage(), user = "user:1", login, answers = [], time = clock(), online = true, mine = async () => true } = {}) {
   const seen = { posts: [], failures: [], changes: [], reconnects: 0, online, time, kept };
   const box = createOutbox({
     post(url, body, { headers, signal }) {
@@ -56,6 +56,7 @@ function outbox({ kept = storage(), user = "user:1", answers = [], time = clock(
       return kept;
     },
     user,
+    login,
     now: time.now,
     timers: time.timers,
     uuid: () => crypto.randomUUID(),
@@ -224,6 +225,20 @@ test("B51 what another user left in this tab is removed, and not sent", async ()
   after.box.resume();
   await after.time.pass(60_000);
   assert.deepEqual([after.posts, after.stored()], [[], { user: "user:2", messages: [] }]);
+});
+
+test("B51 what waited is shown after the next login of the same person, and not sent", async () => {
+  const kept = storage();
+  const before = outbox({ kept, login: () => "first", answers: Array(9).fill(lost) });
+  before.say("perhaps");
+  before.say("never");
+  await before.time.pass(0);
+  before.box.stop();
+  const after = outbox({ kept, login: () => "second" });
+  after.box.restore();
+  after.box.resume();
+  await after.time.pass(60_000);
+  assert.deepEqual([after.states(), after.posts], [["uncertain", "failed"], []]);
 });
 
 test("B53 while offline nothing is tried and nothing is counted; back online it goes at once", async () => {

@@ -196,6 +196,20 @@ test("B51 after somebody signed in in another tab, the page asks who it is befor
   }
 });
 
+test("B51 what has waited is not sent under the next login of the same person, but when they ask for it", async () => {
+  const tab = await open({ answers: [lost] });
+  const { fetch } = globalThis;
+  globalThis.fetch = (url, init) => (url === "/" ? Promise.resolve(new Response('<body data-user="user:1" data-login="another">')) : fetch(url, init));
+  tab.say("one");
+  await settle();
+  document.cookie = "other=1; csrftoken=token-2";
+  await pass(4000);
+  assert.deepEqual([tab.lines(), tab.posts.length], [["We could not confirm that this arrived. Sending it again is safe."], 1]);
+  tab.say("two");
+  await settle();
+  assert.deepEqual(tab.posts.map(({ body }) => body.text), ["one", "two"]);
+});
+
 test("B47 a proxy's error page says nothing of who is signed in: the message is kept, and sent when the page answers again", async () => {
   for (const [status, text] of [[502, "<html><body>Bad Gateway"], [503, ""]]) {
     const tab = await open();

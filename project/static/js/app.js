@@ -120,6 +120,7 @@ document.addEventListener("htmx:after:swap", () => requestAnimationFrame(freshen
 let place = null;
 let parked = null; // the heading that took the focus because there was no field
 document.addEventListener("focusin", (event) => {
+  if (event.target.closest?.("dialog")) return; // a visit: where it was opened from is where one is
   const part = event.target.closest?.(".state, .attn");
   place = part ? part.id : null;
 });
@@ -128,7 +129,7 @@ document.addEventListener("focusout", ({ target }) =>
   queueMicrotask(() => {
     // Left on purpose, and not because it went, was hidden or was frozen: then it stays left.
     if (document.activeElement === document.body && focusable(target)) place = null;
-    if (target !== parked || document.activeElement === parked) return;
+    if (target !== parked || document.activeElement === parked || document.activeElement.closest("dialog")) return;
     parked.removeAttribute("tabindex"); // a heading again, which a click leaves alone
     parked = null;
   }),
@@ -467,6 +468,8 @@ function help() {
 $("#keys-on")?.addEventListener("change", (event) => stored("switchboard.keys", event.target.checked ? "on" : "off"));
 
 let going = 0;
+const TYPING = 1500; // ms
+let typed = 0; // when a key last went into a field
 const FIELDS = "form.answer input:not([type=hidden]), form.answer button, form[data-lines] [name=text]:enabled, form.replies button";
 const PLACES = { h: "/", c: "/connections", t: "/tasks", l: "/clients", e: "/events" };
 
@@ -479,10 +482,16 @@ document.addEventListener("keydown", (event) => {
     } else if (event.target.matches?.("[data-search]") && !event.target.value) event.target.blur();
     return;
   }
+  if (event.target.matches?.("input, textarea, select")) typed = Date.now();
   // A heading that was given the focus for its reader is nothing that takes keys either.
   const idle = event.target === document.body || event.target.id === "main" || event.target === parked;
   if (!idle || event.ctrlKey || event.metaKey || event.altKey || $("dialog[open]")) return;
   if (!$("#help") || stored("switchboard.keys") === "off") return;
+  // Who was typing when their form went has not noticed yet: the rest of a password is no command.
+  if (place && Date.now() - typed < TYPING) {
+    typed = Date.now();
+    return;
+  }
   const key = event.key;
   if (going && Date.now() - going < 1500 && PLACES[key]) {
     location.assign(PLACES[key]);

@@ -21,7 +21,7 @@ function stored(cid) {
     if (cid) sessionStorage.setItem(KEY, cid);
     return sessionStorage.getItem(KEY);
   } catch {
-    return null; // private mode, web view: the id lasts as long as the page
+    return null; // private mode: it lasts as long as the page
   }
 }
 

@@ -168,9 +168,9 @@ function again({ redirected, status, end, full, closing, ready, retry }) {
   const why = end?.reason;
   const out = [401, 403, 410, "session_over", "forbidden"];
   if (redirected || out.includes(status) || out.includes(why)) return finish("signed-out");
+  if (end?.reconnect === false) return finish("ended", end);
   // A 204 tells a page that was replaced to stay away.
   if (why === "superseded" || (status === 204 && client.known)) return finish("taken");
-  if (end?.reconnect === false) return finish("ended", end);
   if (paused || dormant) {
     rise();
     return wait();
@@ -209,7 +209,7 @@ async function connect() {
   return mine;
 }
 
-// A connection can die without a word: 2.5 heartbeats of silence, or a while without a welcome.
+// A connection can die without a word.
 setInterval(() => {
   if (!running?.open) return;
   const now = Date.now();

@@ -8,7 +8,7 @@ const LIMIT = 100; // of one object
 
 const isOpen = ({ state }) => ["pending", "sending", "retrying"].includes(state);
 
-export function createOutbox({ post, storage, user, now, timers, uuid, online, mine, reconnect, changed, failed }) {
+export function createOutbox({ post, storage, user, login = () => {}, now, timers, uuid, online, mine, reconnect, changed, failed }) {
   let all = [];
   let stopped = false;
   const busy = new Set();
@@ -18,10 +18,10 @@ export function createOutbox({ post, storage, user, now, timers, uuid, online, m
   function save() {
     const messages = all.filter(({ secret, once, state }) => !secret && !once && state !== "sent");
     try {
-      storage().removeItem(KEY); // if there is no room below, nothing old stays
-      storage().setItem(KEY, JSON.stringify({ user, messages }));
+      storage().removeItem(KEY); // should there be no room below
+      storage().setItem(KEY, JSON.stringify({ user, login: login(), messages }));
     } catch {
-      // No storage, or full: the page still sends what it has in memory.
+      // No storage, or full: it is sent from memory.
     }
     changed(all);
   }
@@ -29,27 +29,32 @@ export function createOutbox({ post, storage, user, now, timers, uuid, online, m
   function restore() {
     try {
       const kept = JSON.parse(storage().getItem(KEY));
-      // Nothing is sent under another login.
       const messages = kept.user === user ? kept.messages : [];
       for (const each of messages) if (each.state === "sending") Object.assign(each, { state: "pending", maybe: true });
       all = [...messages, ...all.filter(({ secret }) => secret)];
+      // Nothing is sent under another login.
+      if (kept.login !== login()) end(messages);
     } catch {
-      return; // nothing kept
+      return;
     }
     save();
   }
 
   function report(message, { status = 0, code, text }, willRetry) {
-    // Uncertain: it may have arrived, and nobody asks any more.
+    // It may have arrived, and nobody asks any more.
     const uncertain = !willRetry && message.maybe && (passing(status) || status < 300 || status === 401);
     const state = willRetry ? "retrying" : uncertain ? "uncertain" : "failed";
     const { id, object, tries } = Object.assign(message, { state, status, code, text });
     failed({ id, object, status, code, text, tries, willRetry, uncertain });
   }
 
-  const ask = ({ id, url, body }) =>
+  function end(messages) {
+    for (const each of messages) if (isOpen(each) && each.state !== "sending") report(each, { status: 401 });
+  }
+
+  const ask = ({ id, url, body, tries }) =>
     outcome(async (signal) => {
-      if (!(await mine())) return new Response(null, { status: 401 });
+      if (!(await mine(tries))) return new Response(null, { status: 401 });
       return post(url, body, { headers: { "Idempotency-Key": id }, signal });
     }, timers);
 
@@ -83,7 +88,7 @@ export function createOutbox({ post, storage, user, now, timers, uuid, online, m
       if (unknown) reconnect();
     } else {
       report(message, news, false);
-      if (status === 401) for (const each of all) if (isOpen(each) && each.state !== "sending") report(each, news, false);
+      if (status === 401) end(all);
     }
     save();
   }
@@ -140,7 +145,7 @@ export function createOutbox({ post, storage, user, now, timers, uuid, online, m
     },
     /** The server knows this client again. */
     healed: () => change((each) => each.state === "retrying" && each.code === "connection_unknown", { due: 0 }),
-    /** For a task that does not exist yet: the first message makes it at `url`; the others follow. */
+    /** For a task to come: the first message makes it at `url`; the others follow. */
     draft(url) {
       const draft = { object: `draft:${uuid()}`, url, send: (message) => send({ ...message, ...draft }) };
       drafts.push(draft);

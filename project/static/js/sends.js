@@ -149,19 +149,24 @@ function changed(messages) {
 
 // Signing in makes a new token. Then somebody else may be signed in here by now, and this page does not know it.
 const { user } = document.body.dataset;
+let { login } = document.body.dataset;
 let token = csrf();
+const pressed = new WeakMap(); // form of quick answers → the one that was given
 
-async function mine() {
+async function mine(tries) {
   const present = csrf();
   if (present === token) return true;
   // A page that everybody has: this one may show what another user cannot see.
   const page = await fetch("/", { headers: { Accept: "text/html" } });
-  const [, named] = /<body[^>]* data-user="([^"]*)"/.exec(await page.text()) ?? [];
+  const [, named, presentLogin] = /<body[^>]* data-user="([^"]*)"(?: data-login="([^"]*)")?/.exec(await page.text()) ?? [];
   // An error page says nothing of anybody: asked again with the next try.
   if (!page.ok) throw new Error(`HTTP ${page.status}`);
   if (named !== user) return false;
+  // Another login of the same person: what has waited was not meant for it. What they send from here on is.
+  const same = login === presentLogin;
   token = present;
-  return true;
+  login = presentLogin;
+  return same || !tries;
 }
 
 // The id of this tab goes along, unless the server just said that it does not know it: nothing shall wait for a stream.
@@ -171,6 +176,7 @@ export const outbox = createOutbox({
   post: (url, body, { headers, signal }) => post(url, body, { signal, headers: { ...headers, ...(named && client.known && { "X-Connection-ID": client.cid }) } }),
   storage: () => sessionStorage,
   user,
+  login: () => login,
   now: () => Date.now(),
   timers: { set: (work, ms) => setTimeout(work, ms), clear: (timer) => clearTimeout(timer) },
   uuid,
@@ -184,7 +190,12 @@ export const outbox = createOutbox({
   /** @param {Failure} detail */
   failed(detail) {
     document.dispatchEvent(new CustomEvent(FAILURE, { detail }));
-    for (const form of document.querySelectorAll("form[data-replies]")) if (form.dataset.outbox === detail.object) form.inert = false;
+    for (const form of document.querySelectorAll("form[data-replies]")) {
+      if (form.dataset.outbox !== detail.object) continue;
+      form.inert = false;
+      // Making it inert took the focus away, perhaps to the heading.
+      if (document.activeElement.matches("body, h2, h3")) pressed.get(form)?.focus({ preventScroll: true });
+    }
   },
 });
 
@@ -238,7 +249,10 @@ document.addEventListener("submit", (event) => {
   const full = form.querySelector(".send-full");
   full?.remove();
   // The question that it answers has one answer: until there is another question, or it did not get there.
-  if (message && form.matches("[data-replies]")) form.inert = true;
+  if (message && form.matches("[data-replies]")) {
+    form.inert = true;
+    pressed.set(form, submitter);
+  }
   if (message) form.reset();
   else {
     const note = make("p", "banner tone-failed send-full", REASONS.outbox_full);

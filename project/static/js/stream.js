@@ -41,6 +41,9 @@ on("htmx:before:request", ({ ctx }) => {
 on("htmx:before:response", ({ ctx }, event) => {
   const { status, redirected, headers } = ctx.response.raw;
   Object.assign(now.answer, { status, redirected, retry: headers.get("Retry-After") });
+  // Sent away while it was not there: a 204 has no body to say why.
+  const why = headers.get("X-Disconnected");
+  if (why !== null) now.answer.end = { reconnect: false, message: decodeURIComponent(why) };
   event.preventDefault();
 });
 on("htmx:sse:after:connection", ({ connection }) => {

@@ -19,6 +19,7 @@ const WORDS = {
 
 let freshAt = new Date(); // up to when this page is true
 let countdown = 0;
+let hadFocus = false; // the button that is hidden for now
 
 /** The page heard from the server: what it shows is true as of now. */
 export function fresh() {
@@ -34,6 +35,7 @@ export function show(state, { message, until } = {}) {
   const fine = state === "live" || state === "connecting";
   const [words, action] = WORDS[state];
   badge.dataset.state = document.body.dataset.live = state;
+  hadFocus ||= document.activeElement === act;
   act.hidden = !action;
   act.textContent = action || "";
   if (state === "live") act.setAttribute("aria-label", "Pause live updates");
@@ -45,6 +47,10 @@ export function show(state, { message, until } = {}) {
     $("badge-text").textContent = `${words}${message ? `: ${message}` : ""}${left}${fine ? "" : ` · as\u00a0of\u00a0${at.replace(/\s/g, "\u00a0")}`}`;
   };
   draw();
+  if (hadFocus && action) {
+    if (document.activeElement === document.body) act.focus({ preventScroll: true });
+    hadFocus = false;
+  }
   if (until || state === "standby") countdown = setInterval(draw, 500);
 }
 

@@ -12,7 +12,9 @@ const TYPING = 8_000; // after the last key
 const TICK = 2_000;
 
 const me = () => $(".menu-name")?.textContent ?? "";
-const own = () => (client.known ? client.cid : null);
+// A page that was sent away, replaced or signed out is nobody any more.
+const OUT = ["ended", "taken", "signed-out"];
+const own = () => (client.known && !OUT.includes(document.body.dataset.live) ? client.cid : null);
 // An id is a label that somebody else may use as well: two people can have the same one.
 const isOwn = (cid, name) => Boolean(cid) && cid === own() && name === me();
 
@@ -62,7 +64,9 @@ function mark() {
 function offer(part) {
   const place = document.getElementById(`who-acts-${part.id.slice(4)}`);
   if (!place) return;
-  const mode = modeOf(part);
+  // Where nothing is left to handle nobody begins to, but whoever came too late with it can let go.
+  const found = modeOf(part);
+  const mode = found === "free" && !("open" in place.dataset) ? "" : found;
   const before = $("button", place);
   if ((before?.dataset.mode ?? "") === mode) return;
   const focused = before && document.activeElement === before;
@@ -265,6 +269,7 @@ document.addEventListener("htmx:after:swap", () => {
   setTimeout(sync, 0);
 });
 mark();
+new MutationObserver(mark).observe(document.body, { attributeFilter: ["data-live"] });
 
 // ── The page of clients ──
 
