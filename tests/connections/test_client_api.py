@@ -328,10 +328,11 @@ def test_a_task_that_has_ended_is_handled_by_nobody_any_more(me: Login, owner: U
     error_of(me.claim(mine.cid, f"task:{task.id}"), 404, "not_found")
 
 
-def test_what_is_deleted_between_the_look_and_the_claim_leaves_no_claim(
-    me: Login, owner: User, connection: Any, subject: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = me.come()
+@pytest.fixture
+def deleted_after_the_look(
+    owner: User, connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """From the call on, the connection is deleted as soon as somebody has looked whose it is."""
     look = client_api.owner_of_subject
 
     def look_and_delete(*words: Any, **more: Any) -> int:
@@ -339,25 +340,25 @@ def test_what_is_deleted_between_the_look_and_the_claim_leaves_no_claim(
         transitions.delete_connection(connection_id=connection.id, actor=of_user(owner), now=timezone.now())
         return found
 
-    monkeypatch.setattr(client_api, "owner_of_subject", look_and_delete)
+    return lambda: monkeypatch.setattr(client_api, "owner_of_subject", look_and_delete)
+
+
+def test_what_is_deleted_between_the_look_and_the_claim_leaves_no_claim(
+    me: Login, subject: str, deleted_after_the_look: Callable[[], None]
+) -> None:
+    mine = me.come()
+    deleted_after_the_look()
     error_of(me.claim(mine.cid, subject), 404, "not_found")
     assert not Claim.objects.exists()
 
 
 def test_who_looks_at_what_is_being_deleted_leaves_nothing_behind(
-    me: Login, owner: User, connection: Any, subject: str, monkeypatch: pytest.MonkeyPatch
+    me: Login, subject: str, deleted_after_the_look: Callable[[], None]
 ) -> None:
     mine = me.come()
-    look = client_api.owner_of_subject
-
-    def look_and_delete(*words: Any, **more: Any) -> int:
-        found = look(*words, **more)
-        transitions.delete_connection(connection_id=connection.id, actor=of_user(owner), now=timezone.now())
-        return found
-
     assert me.post(mine.cid, "presence", {"subject": subject, "doing": ""}).status_code == 204
     assert not Claim.objects.exists(), "who was not there leaves nothing either"
-    monkeypatch.setattr(client_api, "owner_of_subject", look_and_delete)
+    deleted_after_the_look()
     error_of(me.post(mine.cid, "presence", {"subject": subject, "doing": "looking"}), 404, "not_found")
     assert not Claim.objects.exists()
 
