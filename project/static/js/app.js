@@ -220,7 +220,8 @@ document.addEventListener("htmx:after:request", (event) => {
     say(form, "You are signed out. Sign in again in another tab, then send it again.");
     release(form);
   } else {
-    if (status < 400) say(form, "");
+    // What was said on top of the page, of a try, is over as well.
+    if (status < 400 || isGone(form)) say(form, "");
     // The answer brings the parts as they are now. What is still on the page after that swap is free again.
     setTimeout(() => release(form), 0);
     // An answer of ours says why, in its own words; any other refusal must not stay silent.
