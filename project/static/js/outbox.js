@@ -18,7 +18,7 @@ export function createOutbox({ post, storage, user, login = () => {}, now, timer
   function save() {
     const messages = all.filter(({ secret, once, state }) => !secret && !once && state !== "sent");
     try {
-      storage().removeItem(KEY); // should there be no room below
+      storage().removeItem(KEY); // no room below: nothing old stays
       storage().setItem(KEY, JSON.stringify({ user, login: login(), messages }));
     } catch {
       // No storage, or full: it is sent from memory.
