@@ -6,6 +6,7 @@ key alone. Looking at others, and disconnecting them, goes by team and permissio
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -52,6 +53,11 @@ def owner_of_subject(principal: Principal, subject: str, *, to_act: bool) -> int
     )
     look = operable if to_act else visible
     return int(look(principal, rows, object_id).owner_id)
+
+
+def verbs_of(subject: str) -> ModuleType:
+    """The room whose ``handle`` and ``attend`` hold the object of a subject while a client comes to it."""
+    return tasks if subject.startswith("task:") else transitions
 
 
 class ClientOperation(Operation):
@@ -265,8 +271,7 @@ class Claims(ClientOperation):
         body = self.parsed(inputs.TakeClaim)
         subject: str = body["subject"]
         audience = owner_of_subject(self.principal, subject, to_act=True)
-        room = tasks if subject.startswith("task:") else transitions
-        claim = room.handle(
+        claim = verbs_of(subject).handle(
             caller=self.caller,
             cid=self.cid,
             subject=subject,
@@ -309,8 +314,7 @@ class Presence(ClientOperation):
     def post(self, request: Request, cid: str) -> Response:
         body = self.parsed(inputs.BePresent)
         audience = owner_of_subject(self.principal, body["subject"], to_act=False)
-        room = tasks if body["subject"].startswith("task:") else transitions
-        room.attend(
+        verbs_of(body["subject"]).attend(
             caller=self.caller,
             cid=self.cid,
             subject=body["subject"],
